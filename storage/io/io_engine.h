@@ -1,0 +1,65 @@
+// Reads many pieces of many files at once, without a thread per read.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "storage/io/file.h"
+
+namespace coppice {
+
+/// `into.size()` bytes of `file` from `offset` on. Where the file ends earlier, at least
+/// `required_bytes` must arrive: fewer is a truncated file.
+struct Read {
+  const ReadFile* file = nullptr;
+  uint64_t offset = 0;
+  std::span<std::byte> into = {};
+  uint64_t required_bytes = 0;
+};
+
+/// Reads that succeed or fail together. `memory` (a lease, a buffer; it may own the files too)
+/// stays alive until the last of them has been reaped, so nothing a caller destroys can be written
+/// to after it is gone. The files must be open that long.
+struct ReadBatch {
+  std::shared_ptr<void> memory;
+  std::vector<Read> reads;
+};
+
+/// Called once per batch on one of the engine's threads, after *every* read of the batch has been
+/// reaped. `failure` is null on success, else an IoError or CorruptionError (truncated file).
+/// Must not throw and must not block.
+using ReadCompletion = std::function<void(ReadBatch batch, std::exception_ptr failure)>;
+
+class IoEngine {
+ public:
+  virtual ~IoEngine() = default;  // reaps everything in flight first
+  virtual std::string_view name() const = 0;
+  /// Any thread; returns at once. Reads of earlier batches are started first.
+  virtual void submit(ReadBatch batch, ReadCompletion done) = 0;
+};
+
+enum class EngineChoice { kAuto, kUring, kPread };
+
+struct IoEngineOptions {
+  EngineChoice engine = EngineChoice::kAuto;
+  uint64_t max_bytes_in_flight = uint64_t{32}
+                                 << 20;  // more does not help a drive, and delays a failure
+  uint32_t queue_depth = 64;             // entries of the ring
+  uint32_t pread_threads = 4;
+  /// Told, once each, which fallback was taken and why ("io_uring is refused (EPERM): …").
+  std::function<void(const std::string&)> on_fallback = {};
+};
+
+/// kAuto: io_uring where the kernel grants a ring, else pread. kUring throws IoError where refused.
+std::unique_ptr<IoEngine> make_io_engine(const IoEngineOptions& options);
+
+/// Reads one batch and waits for it: for headers, tests and tools. Throws what the engine reports.
+void read_now(IoEngine& engine, ReadBatch batch);
+
+}  // namespace coppice

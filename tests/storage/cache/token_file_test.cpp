@@ -1,0 +1,185 @@
+// Token ids survive, and what is no table of token ids is refused.
+#include "storage/cache/token_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <limits>
+#include <numeric>
+
+#include "storage/cache/hdf5_handle.h"
+#include "storage/errors.h"
+#include "storage/io/file.h"
+#include "tests/support/hdf5_leaks.h"
+#include "tests/support/temp_dir.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+/// A file as another tool would write it.
+template <typename Id>
+void write_foreign(const std::filesystem::path& path, const std::string& name, hid_t type,
+                   const std::vector<hsize_t>& dims, const std::vector<Id>& ids) {
+  Hdf5StagedFile file(path);
+  const Hdf5Calls& hdf5 = file.calls();
+  const Hdf5Handle space = hdf5.make_space(dims);
+  Hdf5Handle dataset = hdf5.own(
+      H5Dcreate2(file.id(), name.c_str(), type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+      H5Dclose, name);
+  hdf5.check(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, ids.data()), name);
+  dataset.close();
+  file.publish();
+}
+
+void put_byte(const std::filesystem::path& path, size_t offset, char byte) {
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(static_cast<std::streamoff>(offset));
+  file.put(byte);
+}
+
+std::string corruption_in(const std::filesystem::path& path) {
+  try {
+    read_token_file(path);
+  } catch (const CorruptionError& error) {
+    return error.what();
+  }
+  return "no CorruptionError";
+}
+
+TEST(TokenFile, AStreamComesBack) {
+  const testing::TempDir dir;
+  TokenFile tokens;
+  tokens.ids.resize(3'000'000);  // several steps of reading
+  std::iota(tokens.ids.begin(), tokens.ids.end(), -5);
+  write_token_file(dir / "tokens.h5", tokens);
+  const TokenFile found = read_token_file(dir / "tokens.h5");
+  EXPECT_EQ(found.ids, tokens.ids);
+  EXPECT_EQ(found.seqlen, 0);
+}
+
+TEST(TokenFile, WindowsComeBackWithTheirLength) {
+  const testing::TempDir dir;
+  TokenFile tokens{{}, 2049};  // rows that divide no power of two
+  tokens.ids.resize(2049 * 1030);
+  std::iota(tokens.ids.begin(), tokens.ids.end(), 0);
+  write_token_file(dir / "tokens.h5", tokens);
+  const TokenFile found = read_token_file(dir / "tokens.h5");
+  EXPECT_EQ(found.ids, tokens.ids);
+  EXPECT_EQ(found.seqlen, 2049);
+}
+
+TEST(TokenFile, NoTokensAreATokenFile) {
+  const testing::TempDir dir;
+  write_token_file(dir / "tokens.h5", {});
+  EXPECT_THAT(read_token_file(dir / "tokens.h5").ids, ElementsAre());
+}
+
+TEST(TokenFile, TheExtremesOfInt32Fit) {
+  const testing::TempDir dir;
+  const TokenFile tokens{
+      {std::numeric_limits<int32_t>::min(), 0, std::numeric_limits<int32_t>::max()}, 0};
+  write_token_file(dir / "tokens.h5", tokens);
+  EXPECT_EQ(read_token_file(dir / "tokens.h5").ids, tokens.ids);
+}
+
+TEST(TokenFile, EveryIntegerTypeIsConverted) {
+  const testing::TempDir dir;
+  write_foreign<int64_t>(dir / "i64.h5", "/input_ids", H5T_NATIVE_INT64, {2, 2}, {1, 2, 3, 4});
+  write_foreign<uint16_t>(dir / "u16.h5", "/input_ids", H5T_NATIVE_UINT16, {2}, {65535, 7});
+  write_foreign<uint8_t>(dir / "big.h5", "/input_ids", H5T_STD_U16BE, {1}, {1, 2});
+  EXPECT_THAT(read_token_file(dir / "i64.h5").ids, ElementsAre(1, 2, 3, 4));
+  EXPECT_EQ(read_token_file(dir / "i64.h5").seqlen, 2);
+  EXPECT_THAT(read_token_file(dir / "u16.h5").ids, ElementsAre(65535, 7));
+  EXPECT_THAT(read_token_file(dir / "big.h5").ids, ElementsAre(0x0102));
+}
+
+TEST(TokenFile, AnIdBeyondInt32IsNamedWithItsPlace) {
+  const testing::TempDir dir;
+  write_foreign<int64_t>(dir / "above.h5", "/input_ids", H5T_NATIVE_INT64, {3},
+                         {1, 2, int64_t{1} << 31});
+  write_foreign<int64_t>(dir / "below.h5", "/input_ids", H5T_NATIVE_INT64, {1},
+                         {-(int64_t{1} << 31) - 1});
+  write_foreign<uint64_t>(dir / "huge.h5", "/input_ids", H5T_NATIVE_UINT64, {1}, {~uint64_t{0}});
+  EXPECT_THAT(corruption_in(dir / "above.h5"), HasSubstr("found 2147483648 as id 2"));
+  EXPECT_THAT(corruption_in(dir / "below.h5"), HasSubstr("found -2147483649 as id 0"));
+  EXPECT_THAT(corruption_in(dir / "huge.h5"), HasSubstr("as id 0"));
+}
+
+TEST(TokenFile, WhatIsNoTableOfIntegersIsRefused) {
+  const testing::TempDir dir;
+  write_foreign<float>(dir / "float.h5", "/input_ids", H5T_NATIVE_FLOAT, {1}, {1.0F});
+  write_foreign<int32_t>(dir / "cube.h5", "/input_ids", H5T_NATIVE_INT32, {1, 1, 1}, {1});
+  write_foreign<int32_t>(dir / "scalar.h5", "/input_ids", H5T_NATIVE_INT32, {}, {1});
+  write_foreign<int32_t>(dir / "other.h5", "/tokens", H5T_NATIVE_INT32, {1}, {1});
+  write_file(dir / "text.h5", "not HDF5 at all");
+  EXPECT_THAT(corruption_in(dir / "float.h5"), HasSubstr("int32"));
+  EXPECT_THAT(corruption_in(dir / "cube.h5"), HasSubstr("3 dimensions"));
+  EXPECT_THAT(corruption_in(dir / "scalar.h5"), HasSubstr("0 dimensions"));
+  EXPECT_THAT(corruption_in(dir / "other.h5"), HasSubstr("input_ids"));
+  EXPECT_THAT(corruption_in(dir / "text.h5"), HasSubstr("signature"));
+}
+
+TEST(TokenFile, AnAnnouncedTableWithoutDataIsRefused) {
+  const testing::TempDir dir;
+  {
+    Hdf5StagedFile file(dir / "hollow.h5");
+    const Hdf5Calls& hdf5 = file.calls();
+    const Hdf5Handle space = hdf5.make_space({hsize_t{1} << 50});
+    hdf5.own(H5Dcreate2(file.id(), "/input_ids", H5T_NATIVE_INT32, space.get(), H5P_DEFAULT,
+                        H5P_DEFAULT, H5P_DEFAULT),
+             H5Dclose, "hollow");
+    file.publish();
+  }
+  EXPECT_THAT(corruption_in(dir / "hollow.h5"), HasSubstr("without data"));
+}
+
+TEST(TokenFile, AnAbsentFileIsAnIoError) {
+  const testing::TempDir dir;
+  EXPECT_THROW(read_token_file(dir / "absent.h5"), IoError);
+  EXPECT_THROW(write_token_file(dir / "absent" / "tokens.h5", {}), IoError);
+}
+
+TEST(TokenFile, AFlippedBitIsNeverUsed) {
+  const testing::Hdf5LeaksAllowed refusals_leak;
+  const testing::TempDir dir;
+  const TokenFile tokens{{11, 22, 33, 44, 55, 66}, 3};
+  write_token_file(dir / "x.h5", tokens);
+  const std::string good = read_file(dir / "x.h5");
+  size_t refused = 0;
+  for (size_t i = 0; i < good.size(); ++i) {
+    put_byte(dir / "x.h5", i, static_cast<char>(good[i] ^ (1 << (i % 8))));
+    try {
+      const TokenFile found = read_token_file(dir / "x.h5");
+      EXPECT_EQ(found.ids, tokens.ids) << "byte " << i;  // a byte that nobody reads
+      EXPECT_EQ(found.seqlen, tokens.seqlen) << "byte " << i;
+    } catch (const std::runtime_error&) {
+      ++refused;
+    }
+    put_byte(dir / "x.h5", i, good[i]);
+  }
+  EXPECT_EQ(H5Fget_obj_count(static_cast<hid_t>(H5F_OBJ_ALL), H5F_OBJ_ALL), 0);
+  EXPECT_GT(refused, tokens.ids.size() * sizeof(int32_t));
+}
+
+TEST(TokenFile, RowsMustBeWhole) {
+  const testing::TempDir dir;
+  EXPECT_THROW(write_token_file(dir / "tokens.h5", {{1, 2, 3}, 2}), std::invalid_argument);
+  EXPECT_THROW(write_token_file(dir / "tokens.h5", {{1, 2, 3}, -1}), std::invalid_argument);
+}
+
+TEST(TokenFile, NothingIsLeftBesideTheFile) {
+  const testing::TempDir dir;
+  write_token_file(dir / "tokens.h5", {{1}, 0});
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    names.push_back(entry.path().filename());
+  }
+  EXPECT_THAT(names, ElementsAre("tokens.h5"));
+}
+
+}  // namespace
+}  // namespace coppice
