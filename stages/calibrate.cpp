@@ -1,0 +1,104 @@
+#include "stages/calibrate.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+
+#include <numeric>
+
+#include "stages/finite.h"
+#include "stages/model/block_forward.h"
+#include "stages/model/half_cost.h"
+#include "stages/ops/column_squares.h"
+
+namespace coppice {
+namespace {
+
+/// One half-block at work: its weights in the compute dtype live as long as the pass over the
+/// windows.
+struct HalfAtWork {
+  int number;
+  BlockWeights weights;
+  std::unique_ptr<ActivationSink> sink;  // of its output; null where nobody asks for it
+  InputObserver observe;
+  std::string output_name;
+};
+
+InputObserver accumulate_squares(SpanJob& span, int block) {
+  return [&span, block](const std::string& input, const at::Tensor& x) {
+    InputStatistics& statistics = span.statistics[in_block(span.architecture, block, input)];
+    if (!statistics.sum_of_squares.defined()) {
+      statistics.sum_of_squares = at::zeros({x.size(1)}, x.options().dtype(at::kDouble));
+    }
+    add_column_squares(statistics.sum_of_squares, x);
+    statistics.tokens += x.size(0);
+  };
+}
+
+std::string output_name(const Architecture& architecture, int half) {
+  const std::string role = half_of(half) == Half::kAttention ? "o" : "down";
+  return "residual stream after " +
+         in_block(architecture, half / 2, architecture.linear(role).name);
+}
+
+HalfAtWork put_to_work(SpanJob& span, int half, Calibrate::Statistics statistics) {
+  HalfAtWork work;
+  work.number = half;
+  work.weights = converted(span.architecture, span.dense, half_of(half), span.compute);
+  work.sink = span.boundaries.sink({Stream::kDense, half + 1});
+  if (statistics == Calibrate::Statistics::kSquares) {
+    work.observe = accumulate_squares(span, half / 2);
+  }
+  work.output_name = output_name(span.architecture, half);
+  return work;
+}
+
+}  // namespace
+
+Products Calibrate::gives() const {
+  return statistics_ == Statistics::kNone ? Products::kBoundaries
+                                          : Products::kBoundaries | Products::kStatistics;
+}
+
+Cost Calibrate::cost(const SpanShape& shape) const {
+  const double tokens = static_cast<double>(shape.num_windows * shape.seqlen);
+  const double seqlen = static_cast<double>(shape.seqlen);
+  const double element = static_cast<double>(shape.compute_bytes);
+  const double boundary = tokens * static_cast<double>(shape.architecture.hidden) * element;
+  Cost cost;
+  cost.bytes_moved = boundary;  // the span's input
+  for (int half = shape.halves.first; half < shape.halves.last; ++half) {
+    const Half kind = half_of(half);
+    cost.flop += linear_flop(shape.architecture, kind, tokens) +
+                 attention_flop(shape.architecture, kind, tokens, seqlen);
+    cost.bytes_moved += boundary;
+    cost.bytes_held += element * static_cast<double>(half_parameters(shape.architecture, kind));
+    cost.bytes_held +=
+        element * seqlen * static_cast<double>(kept_activations(shape.architecture, kind));
+  }
+  return cost;
+}
+
+void Calibrate::run(WindowJob& job) const {
+  const at::NoGradGuard no_graph;
+  SpanJob& span = job.span;
+  require_finite(span.architecture, job.halves.first_block(), span.dense);
+  std::vector<HalfAtWork> halves;
+  for (int half = job.halves.first; half < job.halves.last; ++half) {
+    halves.push_back(put_to_work(span, half, statistics_));
+  }
+  const std::unique_ptr<ActivationSource> inputs = span.boundaries.inputs(job.halves);
+  std::vector<int> order(static_cast<size_t>(inputs->num_windows()));
+  std::iota(order.begin(), order.end(), 0);
+  inputs->announce(order);
+  for (const int window : order) {
+    MicroBatch x = inputs->read({&window, 1});
+    for (const HalfAtWork& half : halves) {
+      x.hidden = forward_half(half_of(half.number), span.architecture, half.weights, span.rotary, x,
+                              half.observe);
+      require_finite(half.output_name, x.hidden);
+      if (half.sink) half.sink->write(window, x.hidden);
+    }
+  }
+}
+
+}  // namespace coppice

@@ -1,0 +1,20 @@
+#include "stages/finite.h"
+
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/sum.h>
+
+#include <cmath>
+
+#include "stages/errors.h"
+
+namespace coppice {
+
+void require_finite(const std::string& name, const at::Tensor& tensor) {
+  // A sum is finite unless an element is not, or unless it overflows: only then are they counted.
+  if (std::isfinite(at::sum(tensor).item<double>())) return;
+  const int64_t num_finite = at::isfinite(tensor).sum().item<int64_t>();
+  if (num_finite == tensor.numel()) return;
+  throw NumericalError(name, tensor.numel() - num_finite, tensor.numel());
+}
+
+}  // namespace coppice

@@ -1,0 +1,36 @@
+// The tensors of one block by role.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "stages/model/architecture.h"
+
+namespace coppice {
+
+struct Linear {
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out], undefined where the linear has none
+};
+
+/// Keys are the roles of the architecture. Tensors may view memory owned by somebody else (a slot).
+struct BlockWeights {
+  std::map<std::string, Linear> linears;
+  std::map<std::string, at::Tensor> norms;  // gains, [size]
+};
+
+/// Gathers a block by asking `tensor` for each full name of block_tensors().
+BlockWeights gather_block(const Architecture& architecture, int block,
+                          const std::function<at::Tensor(const std::string& name)>& tensor);
+
+/// A copy of the tensors of `half` in another dtype; tensors that already have it are shared.
+BlockWeights converted(const Architecture& architecture, const BlockWeights& weights, Half half,
+                       at::ScalarType dtype);
+
+/// Throws NumericalError naming the first tensor of the block that holds NaN or infinity.
+void require_finite(const Architecture& architecture, int block, const BlockWeights& weights);
+
+}  // namespace coppice

@@ -1,0 +1,24 @@
+// The arithmetic and the size of one half of a block, from its shapes alone.
+#pragma once
+
+#include <cstdint>
+
+#include "stages/model/architecture.h"
+
+namespace coppice {
+
+/// Elements of all weights, biases and gains of the half.
+int64_t half_parameters(const Architecture& architecture, Half half);
+
+/// FLOP of the linears on `tokens` tokens, forward only; of those that read the half's normalised
+/// input.
+double linear_flop(const Architecture& architecture, Half half, double tokens);
+double first_linear_flop(const Architecture& architecture, Half half, double tokens);
+
+/// FLOP of causal attention in sequences of `seqlen`, forward only; 0 for the MLP half.
+double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen);
+
+/// Widths of what one forward pass keeps for its backward, summed: elements per token.
+int64_t kept_activations(const Architecture& architecture, Half half);
+
+}  // namespace coppice

@@ -1,0 +1,42 @@
+#include "stages/model/head.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+#include <utility>
+
+namespace coppice {
+
+RunningLogSumExp::RunningLogSumExp(at::Tensor targets) : targets_(std::move(targets)) {
+  const auto fp32 = targets_.options().dtype(at::kFloat);
+  max_ = at::full_like(targets_, -std::numeric_limits<float>::infinity(), fp32);
+  sum_ = at::zeros_like(targets_, fp32);
+  target_logit_ = at::zeros_like(targets_, fp32);
+}
+
+void RunningLogSumExp::add(int64_t first_token, const at::Tensor& normed,
+                           const at::Tensor& head_rows, int64_t first_row) {
+  const int64_t tokens = normed.size(0), rows = head_rows.size(0);
+  at::Tensor logits = at::linear(normed, head_rows).to(at::kFloat);  // [tokens, rows]
+  at::Tensor max = max_.narrow(0, first_token, tokens);
+  at::Tensor sum = sum_.narrow(0, first_token, tokens);
+
+  const at::Tensor column = targets_.narrow(0, first_token, tokens) - first_row;
+  const at::Tensor is_here = (column >= 0).logical_and_(column < rows);
+  const at::Tensor found = logits.gather(1, column.clamp(0, rows - 1).unsqueeze(1)).squeeze(1);
+  at::Tensor target_logit = target_logit_.narrow(0, first_token, tokens);
+  target_logit.copy_(at::where(is_here, found, target_logit));
+
+  const at::Tensor new_max = at::maximum(max, logits.amax(1));
+  sum.mul_((max - new_max).exp_()).add_(logits.sub_(new_max.unsqueeze(1)).exp_().sum(1));
+  max.copy_(new_max);
+}
+
+at::Tensor RunningLogSumExp::nll() const { return (sum_.log() + max_).sub_(target_logit_); }
+
+}  // namespace coppice

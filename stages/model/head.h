@@ -1,0 +1,33 @@
+// The language-model head in vocabulary chunks: next-token losses with a running log-sum-exp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace coppice {
+
+/// Per predicted token: running maximum and sum of exponentials, and the logit of the target.
+/// All fp32 [tokens] on the CPU device of the job; 12 bytes a token.
+class RunningLogSumExp {
+ public:
+  /// targets [tokens] int64: the token each position predicts.
+  explicit RunningLogSumExp(at::Tensor targets);
+
+  /// Adds the logits of vocabulary rows [first_row, first_row + rows) for positions
+  /// [first_token, first_token + n): normed [n, hidden] · head_rows [rows, hidden]ᵀ, rounded to the
+  /// dtype of `normed`, then fp32. Chunks may come in any order, each once.
+  void add(int64_t first_token, const at::Tensor& normed, const at::Tensor& head_rows,
+           int64_t first_row);
+
+  /// −log p(target) per position, fp32 [tokens]; valid once every chunk was added.
+  at::Tensor nll() const;
+
+ private:
+  at::Tensor targets_;
+  at::Tensor max_;
+  at::Tensor sum_;
+  at::Tensor target_logit_;
+};
+
+}  // namespace coppice

@@ -1,0 +1,29 @@
+// Scores a window's linears, selects masks, writes the pruned weights.
+#pragma once
+
+#include "stages/stage.h"
+
+namespace coppice {
+
+/// Fills masks, adapted (dense weight · mask, zeros are +0) and the linear reports of the variant
+/// for every targeted linear of the window.
+class Prune final : public Stage {
+ public:
+  explicit Prune(PruneOptions options) : options_(std::move(options)) {}
+  std::string_view name() const override { return "prune"; }
+  Products needs() const override;
+  Products gives() const override { return Products::kMasks; }
+  Cost cost(const SpanShape& shape) const override;
+  void run(WindowJob& job) const override;
+
+ private:
+  PruneOptions options_;
+};
+
+/// Whether a linear (module name without ".weight", e.g. "model.layers.3.mlp.up_proj") is to be
+/// pruned. Patterns: "re:…" is searched with ECMAScript rules from the start, anything else matches
+/// the full name or its last components ("mlp.up_proj", "up_proj"). Throws std::invalid_argument
+/// naming a pattern that is no regular expression.
+bool is_target(const PruneOptions& options, const std::string& linear);
+
+}  // namespace coppice

@@ -1,0 +1,42 @@
+#include "stages/reconstruct/window_loss.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "stages/model/block_forward.h"
+#include "stages/ops/squared_error.h"
+
+namespace coppice {
+
+at::Tensor window_output(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+                         MicroBatch x) {
+  for (int half = halves.first; half < halves.last; ++half) {
+    x.hidden = forward_half(half_of(half), span.architecture, weights, span.rotary, x);
+  }
+  return std::move(x.hidden);
+}
+
+void WindowData::announce(std::span<const int> order) {
+  inputs->announce(order);
+  targets->announce(order);
+}
+
+double mean_squared_error(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+                          WindowData& data, std::span<const int> windows, int batch_size) {
+  const at::NoGradGuard no_graph;
+  data.announce(windows);
+  double sum = 0;
+  int64_t num_elements = 0;
+  const size_t step = static_cast<size_t>(batch_size);
+  for (size_t first = 0; first < windows.size(); first += step) {
+    const auto batch = windows.subspan(first, std::min(step, windows.size() - first));
+    const at::Tensor output = window_output(span, halves, weights, data.inputs->read(batch));
+    sum += squared_error(output, data.targets->read(batch).hidden).item<double>();
+    num_elements += output.numel();
+  }
+  return sum / static_cast<double>(num_elements);
+}
+
+}  // namespace coppice

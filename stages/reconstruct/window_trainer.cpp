@@ -1,0 +1,139 @@
+#include "stages/reconstruct/window_trainer.h"
+
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "stages/ops/squared_error.h"
+#include "stages/reconstruct.h"
+#include "stages/reconstruct/schedule.h"
+
+namespace coppice {
+namespace {
+
+constexpr int kMaxRetries = 2;
+
+std::vector<int> index_range(int first, int count) {
+  std::vector<int> indices(static_cast<size_t>(count));
+  std::iota(indices.begin(), indices.end(), first);
+  return indices;
+}
+
+}  // namespace
+
+WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, const Variant& variant,
+                             const ReconstructOptions& options, std::string name)
+    : span_(span),
+      halves_(halves),
+      options_(options),
+      name_(std::move(name)),
+      data_{span.boundaries.inputs(halves), span.boundaries.targets(halves)},
+      weights_(span, halves, variant, options) {
+  const int num_windows = data_.inputs->num_windows();
+  if (num_windows < 2) {
+    throw std::invalid_argument(
+        fmt::format("{}: reconstruction needs at least 2 calibration windows, one to train on and "
+                    "one held out, found {}: raise nsamples",
+                    name_, num_windows));
+  }
+  const int num_held = num_held_out(options, num_windows);
+  num_training_ = num_windows - num_held;
+  held_out_ = index_range(num_training_, num_held);
+  first_ = index_range(0, std::min(num_held, num_training_));
+}
+
+std::optional<std::vector<at::Tensor>> WindowTrainer::train(WindowReport& report) {
+  const std::vector<at::Tensor> pruned = weights_.values();
+  report.validation_pruned = report.validation_reconstructed = evaluate(pruned, held_out_);
+  report.loss_pruned = report.loss_reconstructed = evaluate(pruned, first_);
+  if (!std::isfinite(report.validation_pruned)) {
+    report.fallback = "the held-out loss of the pruned weights is not finite";
+    return std::nullopt;
+  }
+  ReconstructOptions options = options_;
+  Attempt last;
+  for (report.retries = 0;; ++report.retries, options.lr /= 2) {
+    last = attempt(options, report.validation_pruned);
+    if (last.is_finite || report.retries == kMaxRetries) break;
+    weights_.reset();
+  }
+  report.lr = options.lr;
+  report.steps = last.steps;
+  if (!last.is_finite) {
+    report.fallback = fmt::format(
+        "the loss was not finite at rate {:g}, nor at twice and four times it", options.lr);
+    return std::nullopt;
+  }
+  if (last.best.empty()) {
+    report.fallback = fmt::format("the held-out loss became {:g}, the pruned weights give {:g}",
+                                  last.best_validation, report.validation_pruned);
+    return std::nullopt;
+  }
+  report.validation_reconstructed = last.best_validation;
+  report.loss_reconstructed = evaluate(last.best, first_);
+  return std::move(last.best);
+}
+
+WindowTrainer::Attempt WindowTrainer::attempt(const ReconstructOptions& options,
+                                              double validation_to_beat) {
+  const int64_t steps_per_epoch = (num_training_ + options.batch_size - 1) / options.batch_size;
+  const int64_t num_steps = steps_per_epoch * options.epochs;
+  Attempt result;
+  result.best_validation = INFINITY;
+  for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    const double loss = run_epoch(options, epoch, num_steps, result.steps).item<double>();
+    std::vector<at::Tensor> values = weights_.values();
+    const double validation = evaluate(values, held_out_);
+    result.is_finite = std::isfinite(loss) && std::isfinite(validation);
+    if (!result.is_finite) break;
+    if (validation < std::min(validation_to_beat, result.best_validation)) {
+      result.best = std::move(values);
+    }
+    result.best_validation = std::min(result.best_validation, validation);
+  }
+  return result;
+}
+
+at::Tensor WindowTrainer::run_epoch(const ReconstructOptions& options, int epoch, int64_t num_steps,
+                                    int64_t& step) {
+  const std::vector<int> order = epoch_order(options, name_, epoch, num_training_);
+  data_.announce(order);
+  const std::span<const int> all(order);
+  const size_t batch_size = static_cast<size_t>(options.batch_size);
+  at::Tensor sum;  // read by the caller once an epoch: asking a GPU for every step would stall it
+  for (size_t first = 0; first < all.size(); first += batch_size) {
+    const at::Tensor error =
+        accumulate_gradients(all.subspan(first, std::min(batch_size, all.size() - first)));
+    sum = sum.defined() ? sum.add_(error) : error;
+    AdamWStep adamw;
+    adamw.lr = learning_rate(options, step, num_steps);
+    adamw.step = ++step;
+    weights_.step(adamw);
+  }
+  return sum;
+}
+
+at::Tensor WindowTrainer::accumulate_gradients(std::span<const int> batch) {
+  const at::Tensor output =
+      window_output(span_, halves_, weights_.leaves(), data_.inputs->read(batch));
+  // No graph through the loss: its gradient takes the place of the output, which no node has kept.
+  at::Tensor gradient = output.detach();
+  const at::Tensor target = data_.targets->read(batch).hidden;
+  const at::Tensor error =
+      squared_error_gradient_(gradient, target, 2.0 / static_cast<double>(gradient.numel()));
+  output.backward(gradient);
+  return error;
+}
+
+double WindowTrainer::evaluate(const std::vector<at::Tensor>& values,
+                               std::span<const int> windows) {
+  return mean_squared_error(span_, halves_, weights_.with(values), data_, windows,
+                            options_.batch_size);
+}
+
+}  // namespace coppice

@@ -1,0 +1,57 @@
+// Trains one window and keeps the best state it has seen.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stages/reconstruct/window_loss.h"
+#include "stages/reconstruct/window_weights.h"
+#include "stages/span_job.h"
+
+namespace coppice {
+
+/// See Reconstruct. `name` seeds the shuffle ("model.layers.3.attention"). One thread.
+class WindowTrainer {
+ public:
+  /// Throws std::invalid_argument if there are fewer than two calibration windows.
+  WindowTrainer(SpanJob& span, HalfRange halves, const Variant& variant,
+                const ReconstructOptions& options, std::string name);
+
+  /// The best values in the order of names(), as they are to be written; nothing if the pruned
+  /// weights stay. Fills losses, steps, rate, retries and fallback of the report.
+  std::optional<std::vector<at::Tensor>> train(WindowReport& report);
+
+  const std::vector<std::string>& names() const { return weights_.names(); }
+
+ private:
+  /// What one run over all epochs at one rate came to.
+  struct Attempt {
+    bool is_finite = true;
+    int64_t steps = 0;
+    double best_validation = 0;    // of `best`, or the smallest seen where nothing beat the start
+    std::vector<at::Tensor> best;  // empty: nothing beat the start
+  };
+
+  Attempt attempt(const ReconstructOptions& options, double validation_to_beat);
+  /// One epoch's loss, summed over its steps on the device; advances `step`.
+  at::Tensor run_epoch(const ReconstructOptions& options, int epoch, int64_t num_steps,
+                       int64_t& step);
+  /// Gradients of one batch; returns its summed squared error.
+  at::Tensor accumulate_gradients(std::span<const int> batch);
+  double evaluate(const std::vector<at::Tensor>& values, std::span<const int> windows);
+
+  const SpanJob& span_;
+  HalfRange halves_;
+  ReconstructOptions options_;
+  std::string name_;
+  WindowData data_;
+  WindowWeights weights_;
+  int num_training_;
+  std::vector<int> held_out_;
+  std::vector<int> first_;  // training windows on which losses are reported
+};
+
+}  // namespace coppice

@@ -1,0 +1,124 @@
+#include "stages/reconstruct/window_weights.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace coppice {
+
+WindowWeights::WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
+                             const ReconstructOptions& options)
+    : span_(span), variant_(variant), block_(halves.first_block()) {
+  for (int half = halves.first; half < halves.last; ++half) {
+    for (const LinearSpec& spec : span.architecture.linears) {
+      if (spec.half == half_of(half)) add_linear(spec, options);
+    }
+    for (const NormSpec& spec : span.architecture.norms) {
+      if (spec.half == half_of(half)) add_norm(spec, options);
+    }
+  }
+}
+
+void WindowWeights::add_linear(const LinearSpec& spec, const ReconstructOptions& options) {
+  const std::string name = in_block(span_.architecture, block_, spec.name);
+  const Linear& dense = span_.dense.linears.at(spec.role);
+  Linear& leaf = leaves_.linears[spec.role];
+  const at::Tensor weight = start_value(name + ".weight", dense.weight);
+  leaf.weight = train(name + ".weight", weight, Trained::Kind::kWeight, spec.role);
+  if (!dense.bias.defined()) return;
+  const at::Tensor bias = start_value(name + ".bias", dense.bias);
+  leaf.bias = options.train_biases ? train(name + ".bias", bias, Trained::Kind::kBias, spec.role)
+                                   : bias.to(span_.compute);
+}
+
+void WindowWeights::add_norm(const NormSpec& spec, const ReconstructOptions& options) {
+  const std::string name = in_block(span_.architecture, block_, spec.name) + ".weight";
+  const at::Tensor gain = start_value(name, span_.dense.norms.at(spec.role));
+  leaves_.norms[spec.role] = options.train_norms
+                                 ? train(name, gain, Trained::Kind::kNorm, spec.role)
+                                 : gain.to(span_.compute);
+}
+
+at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor& dense) const {
+  const auto adapted = variant_.adapted.find(name);
+  return adapted == variant_.adapted.end() ? dense : adapted->second;
+}
+
+at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& start,
+                                Trained::Kind kind, const std::string& role) {
+  Trained trained;
+  trained.start = start;
+  trained.kind = kind;
+  trained.role = role;
+  AdamWState& state = trained.state;
+  state.master = start.to(start.options().dtype(at::kFloat), /*non_blocking=*/false, /*copy=*/true,
+                          at::MemoryFormat::Contiguous);
+  state.first_moment = at::zeros_like(state.master);
+  state.second_moment = at::zeros_like(state.master);
+  const auto mask = variant_.masks.find(name);
+  if (mask != variant_.masks.end()) state.mask = mask->second;
+  // The leaf shares the storage that the optimiser writes: the next forward sees the step.
+  if (span_.compute == at::kFloat) {
+    trained.leaf = state.master.detach();
+  } else {
+    state.compute = state.master.to(span_.compute);
+    trained.leaf = state.compute.detach();
+  }
+  trained.leaf.requires_grad_(true);
+  names_.push_back(name);
+  trained_.push_back(std::move(trained));
+  return trained_.back().leaf;
+}
+
+void WindowWeights::step(const AdamWStep& step) {
+  const at::NoGradGuard no_graph;
+  for (Trained& trained : trained_) {
+    masked_adamw(trained.state, trained.leaf.grad().contiguous(), step);
+    trained.leaf.mutable_grad().reset();
+  }
+}
+
+void WindowWeights::reset() {
+  const at::NoGradGuard no_graph;
+  for (Trained& trained : trained_) {
+    AdamWState& state = trained.state;
+    state.master.copy_(trained.start);
+    state.first_moment.zero_();
+    state.second_moment.zero_();
+    if (state.compute.defined()) state.compute.copy_(state.master);
+    trained.leaf.mutable_grad().reset();
+  }
+}
+
+std::vector<at::Tensor> WindowWeights::values() const {
+  std::vector<at::Tensor> values;
+  for (const Trained& trained : trained_) {
+    values.push_back(trained.state.master.to(trained.start.scalar_type(), /*non_blocking=*/false,
+                                             /*copy=*/true));
+  }
+  return values;
+}
+
+BlockWeights WindowWeights::with(const std::vector<at::Tensor>& values) const {
+  BlockWeights weights = leaves_;
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    const Trained& trained = trained_[i];
+    const at::Tensor value = values[i].to(span_.compute);
+    switch (trained.kind) {
+      case Trained::Kind::kWeight:
+        weights.linears.at(trained.role).weight = value;
+        break;
+      case Trained::Kind::kBias:
+        weights.linears.at(trained.role).bias = value;
+        break;
+      case Trained::Kind::kNorm:
+        weights.norms.at(trained.role) = value;
+        break;
+    }
+  }
+  return weights;
+}
+
+}  // namespace coppice

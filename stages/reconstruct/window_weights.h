@@ -1,0 +1,68 @@
+// The tensors of a window under training: fp32 masters, and the leaves that products read.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "stages/model/block_weights.h"
+#include "stages/ops/masked_adamw.h"
+#include "stages/reconstruct_options.h"
+#include "stages/span_job.h"
+
+namespace coppice {
+
+/// Starts from the variant's adapted tensors, and the dense ones where it has none. Trained are the
+/// window's weights (kept ones, where there is a mask), and biases and norm gains as the options
+/// say. Owns masters, moments and leaves; in fp32 compute a leaf is its master, not a copy. The
+/// job's and the variant's tensors must stay as they are while this lives. One thread.
+class WindowWeights {
+ public:
+  WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
+                const ReconstructOptions& options);
+  WindowWeights(const WindowWeights&) = delete;
+  WindowWeights& operator=(const WindowWeights&) = delete;
+
+  /// Full names of what is trained.
+  const std::vector<std::string>& names() const { return names_; }
+
+  /// The window's tensors in the compute dtype; the trained ones are leaves that collect gradients.
+  const BlockWeights& leaves() const { return leaves_; }
+
+  /// Updates every trained tensor by its gradient, and releases the gradients.
+  void step(const AdamWStep& step);
+
+  /// Back to the start: values, moments, no gradients.
+  void reset();
+
+  /// The trained tensors as they would be written, in the order of names(). New tensors.
+  std::vector<at::Tensor> values() const;
+
+  /// The window with such values in the compute dtype, for evaluation: nothing collects gradients.
+  BlockWeights with(const std::vector<at::Tensor>& values) const;
+
+ private:
+  struct Trained {
+    at::Tensor start;  // stored dtype, owned by the job or the variant
+    at::Tensor leaf;
+    AdamWState state;
+    std::string role;
+    enum class Kind { kWeight, kBias, kNorm } kind;
+  };
+
+  at::Tensor start_value(const std::string& name, const at::Tensor& dense) const;
+  at::Tensor train(const std::string& name, const at::Tensor& start, Trained::Kind kind,
+                   const std::string& role);
+  void add_linear(const LinearSpec& spec, const ReconstructOptions& options);
+  void add_norm(const NormSpec& spec, const ReconstructOptions& options);
+
+  const SpanJob& span_;
+  const Variant& variant_;
+  int block_;
+  std::vector<std::string> names_;
+  std::vector<Trained> trained_;
+  BlockWeights leaves_;
+};
+
+}  // namespace coppice

@@ -1,0 +1,28 @@
+// How the kept weights are adapted. Keys of the recipe's `reconstruct:` section.
+#pragma once
+
+#include <cstdint>
+
+namespace coppice {
+
+enum class WindowKind { kNone, kHalfBlock, kBlock };
+enum class Propagation { kDense };
+enum class Loss { kMse };
+
+/// Source: "A Free Lunch in LLM Compression", arXiv:2510.14444; AdamW: arXiv:1711.05101.
+struct ReconstructOptions {
+  WindowKind window = WindowKind::kHalfBlock;
+  Propagation propagation = Propagation::kDense;
+  Loss loss = Loss::kMse;
+  int epochs = 1;
+  int batch_size = 2;                   // sequences per optimiser step
+  double lr = 1e-4;                     // small models want about 1e-3
+  double warmup = 0.1;                  // share of the steps, linear; then linear decay to 0
+  double validation_fraction = 0.0625;  // of the windows, at least one, from the end
+  bool shuffle = false;                 // of the training windows, per epoch, by seed
+  bool train_biases = true;
+  bool train_norms = true;
+  uint64_t seed = 0;
+};
+
+}  // namespace coppice

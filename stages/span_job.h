@@ -1,0 +1,108 @@
+// What travels through the graph to the stages: one span of blocks, its weights, its boundaries.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "stages/activations.h"
+#include "stages/model/architecture.h"
+#include "stages/model/block_weights.h"
+#include "stages/model/rotary.h"
+#include "stages/prune_options.h"
+#include "stages/reconstruct_options.h"
+
+namespace coppice {
+
+/// Half-blocks [first, last): 2b is the attention half of block b, 2b+1 its MLP half.
+struct HalfRange {
+  int first = 0;
+  int last = 0;
+  int first_block() const { return first / 2; }
+  bool operator==(const HalfRange&) const = default;
+};
+
+inline Half half_of(int half_number) {
+  return half_number % 2 == 0 ? Half::kAttention : Half::kMlp;
+}
+
+enum class Stream { kDense, kPropagated };
+
+/// The hidden states that enter half-block `half` in one of the streams.
+struct Boundary {
+  Stream stream = Stream::kDense;
+  int half = 0;
+  auto operator<=>(const Boundary&) const = default;
+};
+std::string to_string(const Boundary& boundary);  // "dense.12"
+
+/// Answers a window's questions for activations: from the cache, or recomputed.
+class Boundaries {
+ public:
+  virtual ~Boundaries() = default;
+  virtual std::unique_ptr<ActivationSource> inputs(HalfRange window) = 0;
+  virtual std::unique_ptr<ActivationSource> targets(HalfRange window) = 0;
+  /// Null where nobody will ask for the boundary again.
+  virtual std::unique_ptr<ActivationSink> sink(Boundary boundary) = 0;
+};
+
+/// Of one tensor that linears read, over all calibration tokens.
+struct InputStatistics {
+  at::Tensor sum_of_squares;  // [in] fp64
+  int64_t tokens = 0;
+  at::Tensor column_norm() const;  // [in] fp32: √sum_of_squares
+};
+
+/// What one window's reconstruction did, for the report.
+struct WindowReport {
+  std::string name;                                // "attention", "mlp", "block"
+  double loss_pruned = 0, loss_reconstructed = 0;  // on the first training windows, as many
+  double validation_pruned = 0, validation_reconstructed = 0;  // as are held out
+  int64_t steps = 0;
+  double lr = 0;
+  int retries = 0;
+  std::string fallback;  // empty, or why the pruned weights stayed
+  double seconds = 0;
+};
+
+struct LinearReport {
+  std::string name;  // full tensor name
+  std::string method;
+  std::string pattern;
+  double sparsity = 0;  // zeros / elements, counted
+};
+
+/// One recipe's results on the span. Tensors by full name, in the model's dtype.
+struct Variant {
+  PruneOptions prune;
+  ReconstructOptions reconstruct;
+  std::map<std::string, at::Tensor> masks;    // bool [out, in]: true is kept
+  std::map<std::string, at::Tensor> adapted;  // every tensor that was pruned or trained
+  std::vector<WindowReport> windows;
+  std::vector<LinearReport> linears;
+  std::vector<std::string> trained;  // names of tensors whose kept values may have changed
+};
+
+/// `dense` is immutable until the span retires. One block today; k blocks of a window later.
+struct SpanJob {
+  HalfRange halves;
+  const Architecture& architecture;
+  BlockWeights dense;         // stored dtype, views of the slot
+  at::ScalarType compute;     // of products and activations
+  const RotaryTable& rotary;  // in the compute dtype
+  Boundaries& boundaries;
+  std::map<std::string, InputStatistics> statistics;  // by in_block(block, LinearSpec::input)
+  std::vector<Variant> variants;
+};
+
+/// A window of a span, and the variant it is worked on for (null for the dense forward).
+struct WindowJob {
+  SpanJob& span;
+  HalfRange halves;
+  Variant* variant = nullptr;
+};
+
+}  // namespace coppice

@@ -1,0 +1,22 @@
+// Which stages there are, by name; a recipe becomes a list of them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "stages/stage.h"
+
+namespace coppice {
+
+/// The stages of one variant, in order: what runs on every window of a span after the dense
+/// forward. Throws std::logic_error if a stage's needs are not given by the ones before it.
+std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
+                                                 const ReconstructOptions& reconstruct);
+
+/// The dense forward that these stages want before them.
+std::unique_ptr<Stage> forward_stage(const PruneOptions& prune);
+
+/// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}.
+std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind);
+
+}  // namespace coppice

@@ -1,0 +1,107 @@
+#include "stages/calibrate.h"
+
+#include <ATen/TensorOperators.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "stages/errors.h"
+#include "stages/model/norm.h"
+#include "tests/support/tiny_llama.h"
+#include "tests/support/tolerance.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::IsCloseTo;
+using testing::IsIdenticalTo;
+using ::testing::Key;
+using testing::TinySpan;
+using ::testing::UnorderedElementsAre;
+
+constexpr int kWindows = 3;
+
+void run(TinySpan& span, Calibrate::Statistics statistics = Calibrate::Statistics::kSquares) {
+  WindowJob job{span.job, span.job.halves};
+  Calibrate(statistics).run(job);
+}
+
+std::string message_of(TinySpan& span) {
+  try {
+    run(span);
+  } catch (const NumericalError& error) {
+    return error.what();
+  }
+  return "no NumericalError";
+}
+
+TEST(Calibrate, WritesTheBoundariesSomebodyAsksFor) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const testing::Windows expected = span.boundaries.held[2];
+  span.boundaries.held.erase(1);
+  span.boundaries.held.erase(2);
+  span.boundaries.wanted = {2};
+  run(span);
+  EXPECT_THAT(span.boundaries.held, UnorderedElementsAre(Key(0), Key(2)));
+  ASSERT_EQ(span.boundaries.held[2].size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_THAT(span.boundaries.held[2][i], IsIdenticalTo(expected[i]));
+  }
+}
+
+TEST(Calibrate, StatisticsAreSquaresOfWhatTheLinearsRead) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  run(span);
+  EXPECT_THAT(
+      span.job.statistics,
+      UnorderedElementsAre(Key("model.layers.0.attention_in"), Key("model.layers.0.attention_out"),
+                           Key("model.layers.0.mlp_in"), Key("model.layers.0.mlp_units")));
+  at::Tensor sum = at::zeros({20}, at::TensorOptions(at::kDouble));
+  for (const at::Tensor& x : span.boundaries.held[0]) {
+    const at::Tensor normed = span.job.dense.norms.at("before_attention") *
+                              rms_normalize(x, span.architecture.norm_epsilon);
+    sum.add_(normed.to(at::kDouble).square().sum(0));
+  }
+  const InputStatistics& statistics = span.job.statistics.at("model.layers.0.attention_in");
+  EXPECT_EQ(statistics.tokens, kWindows * TinySpan::kSeqlen);
+  EXPECT_THAT(statistics.sum_of_squares.to(at::kFloat), IsCloseTo(sum.to(at::kFloat)));
+}
+
+TEST(Calibrate, NoStatisticsWhereNoneAreAskedFor) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  run(span, Calibrate::Statistics::kNone);
+  EXPECT_TRUE(span.job.statistics.empty());
+}
+
+TEST(Calibrate, AnnouncesTheWindowsItReads) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  run(span);
+  EXPECT_THAT(span.boundaries.announced, ElementsAre(ElementsAre(0, 1, 2)));
+}
+
+TEST(Calibrate, Bf16WeightsMayBeComputedWithInFp32) {
+  TinySpan span(kWindows, at::kBFloat16, at::kFloat);
+  span.boundaries.wanted = {1};
+  const testing::Windows expected = span.boundaries.held[1];
+  run(span);
+  EXPECT_THAT(span.boundaries.held[1][2], IsIdenticalTo(expected[2]));
+  EXPECT_EQ(span.job.dense.linears.at("q").weight.scalar_type(), at::kBFloat16);
+}
+
+TEST(Calibrate, NanInAWeightIsNamedBeforeAnythingIsRead) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.job.dense.linears.at("up").weight[3][4] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.mlp.up_proj.weight: 1 of 660"));
+  EXPECT_TRUE(span.boundaries.announced.empty());
+}
+
+TEST(Calibrate, InfinityInTheOutputNamesTheHalf) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.job.dense.linears.at("o").weight.fill_(3e38);
+  EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.self_attn.o_proj"));
+}
+
+}  // namespace
+}  // namespace coppice

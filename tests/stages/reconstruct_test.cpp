@@ -1,0 +1,353 @@
+#include "stages/reconstruct.h"
+
+#include <ATen/TensorOperators.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "stages/ops/squared_error.h"
+#include "stages/reconstruct/schedule.h"
+#include "stages/reconstruct/window_loss.h"
+#include "tests/support/golden.h"
+#include "tests/support/tiny_llama.h"
+#include "tests/support/tolerance.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::Contains;
+using testing::Golden;
+using ::testing::HasSubstr;
+using testing::IsCloseTo;
+using ::testing::IsEmpty;
+using testing::IsIdenticalTo;
+using ::testing::Not;
+using testing::TinySpan;
+
+constexpr int kWindows = 9;
+constexpr HalfRange kAttention{0, 1}, kMlp{1, 2}, kBlock{0, 2};
+
+ReconstructOptions options_with(double lr, int epochs = 2) {
+  ReconstructOptions options;
+  options.lr = lr;
+  options.epochs = epochs;
+  options.validation_fraction = 0.25;
+  return options;
+}
+
+WindowReport run(TinySpan& span, HalfRange halves, const ReconstructOptions& options) {
+  WindowJob job{span.job, halves, &span.variant()};
+  Reconstruct(options).run(job);
+  return span.variant().windows.back();
+}
+
+void expect_same_bytes(const Variant& a, const Variant& b) {
+  ASSERT_EQ(a.adapted.size(), b.adapted.size());
+  for (const auto& [name, tensor] : a.adapted) {
+    EXPECT_THAT(tensor, IsIdenticalTo(b.adapted.at(name))) << name;
+  }
+}
+
+// ---- gradients ----
+
+class GoldenGradient : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenGradient, EqualsTransformers) {
+  const Golden golden("llama_fp32");
+  const Architecture& architecture = golden.architecture();
+  const Half half = GetParam() == "attention" ? Half::kAttention : Half::kMlp;
+  const std::string prefix = "train." + GetParam() + ".";
+  const RotaryTable rotary =
+      make_rotary_table(architecture.rope, architecture.head_dim, 64, at::kFloat, at::kCPU);
+  testing::MemoryBoundaries unused;
+  SpanJob span{kBlock, architecture, golden.block(0), at::kFloat, rotary, unused, {}, {}};
+  BlockWeights weights = converted(architecture, span.dense, half, at::kFloat);
+  const auto module = [](const LinearSpec& spec) {
+    return spec.name.substr(spec.name.find('.') + 1);
+  };
+  for (auto& [role, linear] : weights.linears) {
+    const std::string name = prefix + "mask." + module(architecture.linear(role));
+    linear.weight = linear.weight.mul(golden.expected(name)).requires_grad_(true);
+  }
+  at::Tensor& gain = weights.norms.begin()->second;
+  gain.requires_grad_(true);
+
+  const at::Tensor x = golden.expected(prefix + "x");
+  const std::vector<int> lengths(static_cast<size_t>(x.size(0)), int(x.size(1)));
+  const int first = half == Half::kAttention ? 0 : 1;
+  const at::Tensor output =
+      window_output(span, {first, first + 1}, weights, {x.flatten(0, 1), lengths});
+  at::Tensor gradient = output.detach();
+  const double elements = static_cast<double>(output.numel());
+  const at::Tensor error = squared_error_gradient_(
+      gradient, golden.expected(prefix + "target").flatten(0, 1), 2 / elements);
+  output.backward(gradient);
+
+  EXPECT_THAT((error / elements).to(at::kFloat), IsCloseTo(golden.expected(prefix + "loss")));
+  EXPECT_THAT(gain.grad(), IsCloseTo(golden.expected(prefix + "grad.norm")));
+  for (const auto& [role, linear] : weights.linears) {
+    const std::string name = prefix + "grad." + module(architecture.linear(role));
+    EXPECT_THAT(linear.weight.grad(), IsCloseTo(golden.expected(name))) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Halves, GoldenGradient, ::testing::Values("attention", "mlp"));
+
+// ---- what a window does ----
+
+struct Case {
+  const char* name;
+  HalfRange halves;
+  at::ScalarType stored, compute;
+};
+
+class ReconstructWindow : public ::testing::TestWithParam<Case> {
+ protected:
+  TinySpan span_{kWindows, GetParam().stored, GetParam().compute};
+};
+
+TEST_P(ReconstructWindow, LowersTheHeldOutLossAndKeepsZerosExactly) {
+  const WindowReport report = run(span_, GetParam().halves, options_with(1e-2, 4));
+  EXPECT_THAT(report.fallback, IsEmpty());
+  EXPECT_LT(report.validation_reconstructed, report.validation_pruned);
+  EXPECT_LT(report.loss_reconstructed, report.loss_pruned);
+  for (const auto& [name, mask] : span_.variant().masks) {
+    const at::Tensor& weight = span_.variant().adapted.at(name);
+    EXPECT_EQ(weight.scalar_type(), GetParam().stored);
+    const at::Tensor pruned = weight.masked_select(mask.logical_not());
+    // +0, not −0: dividing 1 by it gives +infinity everywhere.
+    EXPECT_TRUE(pruned.to(at::kFloat).reciprocal().eq(INFINITY).all().item<bool>()) << name;
+  }
+}
+
+TEST_P(ReconstructWindow, ReportedLossesAreThoseOfTheWrittenTensors) {
+  const ReconstructOptions options = options_with(1e-2);
+  const WindowReport report = run(span_, GetParam().halves, options);
+  // A second window over the result starts where the first one ended.
+  const WindowReport again = run(span_, GetParam().halves, options_with(0));
+  EXPECT_EQ(again.validation_pruned, report.validation_reconstructed);
+  EXPECT_EQ(again.loss_pruned, report.loss_reconstructed);
+}
+
+TEST_P(ReconstructWindow, TwoRunsGiveTheSameBytes) {
+  TinySpan other(kWindows, GetParam().stored, GetParam().compute);
+  ReconstructOptions options = options_with(1e-2);
+  options.shuffle = true;
+  run(span_, GetParam().halves, options);
+  run(other, GetParam().halves, options);
+  expect_same_bytes(span_.variant(), other.variant());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Windows, ReconstructWindow,
+    ::testing::Values(Case{"attention_fp32", kAttention, at::kFloat, at::kFloat},
+                      Case{"mlp_fp32", kMlp, at::kFloat, at::kFloat},
+                      Case{"block_fp32", kBlock, at::kFloat, at::kFloat},
+                      Case{"mlp_bf16_stored", kMlp, at::kBFloat16, at::kFloat},
+                      Case{"block_bf16", kBlock, at::kBFloat16, at::kBFloat16},
+                      Case{"attention_bf16_compute", kAttention, at::kFloat, at::kBFloat16}),
+    [](const auto& test) { return test.param.name; });
+
+TEST(Reconstruct, TrainsWeightsBiasesAndGainsOfItsWindowOnly) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  run(span, kMlp, options_with(1e-2));
+  EXPECT_THAT(span.variant().trained,
+              ::testing::UnorderedElementsAre(
+                  "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.gate_proj.bias",
+                  "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.bias",
+                  "model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.bias",
+                  "model.layers.0.post_attention_layernorm.weight"));
+}
+
+TEST(Reconstruct, BiasesAndGainsStayWhereTheOptionsSaySo) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  ReconstructOptions options = options_with(1e-2);
+  options.train_biases = options.train_norms = false;
+  run(span, kMlp, options);
+  EXPECT_THAT(span.variant().trained,
+              ::testing::UnorderedElementsAre("model.layers.0.mlp.gate_proj.weight",
+                                              "model.layers.0.mlp.up_proj.weight",
+                                              "model.layers.0.mlp.down_proj.weight"));
+}
+
+TEST(Reconstruct, LinearWithoutAMaskTrainsWhole) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  span.variant().masks.erase(name);
+  span.variant().adapted.erase(name);
+  run(span, kMlp, options_with(1e-2));
+  const at::Tensor change =
+      span.variant().adapted.at(name) - span.job.dense.linears.at("down").weight;
+  EXPECT_EQ(change.eq(0).sum().item<int64_t>(), 0);
+}
+
+TEST(Reconstruct, DenseWeightsAreLeftAsTheyWere) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const at::Tensor gain = span.job.dense.norms.at("before_mlp").clone();
+  const at::Tensor bias = span.job.dense.linears.at("up").bias.clone();
+  run(span, kMlp, options_with(1e-2));
+  EXPECT_THAT(span.job.dense.norms.at("before_mlp"), IsIdenticalTo(gain));
+  EXPECT_THAT(span.job.dense.linears.at("up").bias, IsIdenticalTo(bias));
+}
+
+TEST(Reconstruct, AnnouncesEveryEpochAsItWillBeRead) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  run(span, kMlp, options_with(1e-2, 1));
+  EXPECT_THAT(span.boundaries.announced, Contains(::testing::ElementsAre(0, 1, 2, 3, 4, 5)));
+  EXPECT_THAT(span.boundaries.announced, Contains(::testing::ElementsAre(6, 7, 8)));
+}
+
+TEST(Reconstruct, TailBatchIsAStepOfItsOwn) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  ReconstructOptions options = options_with(1e-2, 3);
+  options.batch_size = 4;  // 6 training windows: 4 + 2
+  EXPECT_EQ(run(span, kMlp, options).steps, 6);
+}
+
+// ---- do no harm ----
+
+/// A window that must leave the variant as it was.
+void expect_pruned_weights_stay(TinySpan& span, const ReconstructOptions& options,
+                                const std::string& why, int retries) {
+  const std::map<std::string, at::Tensor> before = span.variant().adapted;
+  const WindowReport report = run(span, kMlp, options);
+  EXPECT_THAT(report.fallback, HasSubstr(why));
+  EXPECT_EQ(report.retries, retries);
+  EXPECT_THAT(span.variant().trained, IsEmpty());
+  ASSERT_EQ(span.variant().adapted.size(), before.size());
+  for (const auto& [name, tensor] : before) {
+    EXPECT_THAT(span.variant().adapted.at(name), IsIdenticalTo(tensor));
+  }
+}
+
+TEST(Reconstruct, PrunedWeightsStayIfNothingBeatsThem) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  for (size_t i = 0; i < kWindows; ++i) {  // the pruned half is its own target
+    BlockWeights pruned = span.job.dense;
+    for (auto& [role, linear] : pruned.linears) {
+      const std::string name = in_block(span.architecture, 0, span.architecture.linear(role).name);
+      linear.weight = span.variant().adapted.at(name + ".weight");
+    }
+    const MicroBatch x{span.boundaries.held[1][i], {TinySpan::kSeqlen}};
+    span.boundaries.held[2][i] = mlp_half(span.architecture, pruned, x);
+  }
+  // Rounding differs between batches of one and of two: a rate that cannot help but harm.
+  expect_pruned_weights_stay(span, options_with(1e-2), "the held-out loss became", 0);
+}
+
+TEST(Reconstruct, StepsBelowTheSpacingOfTheStoredDtypeAreNoImprovement) {
+  TinySpan span(kWindows, at::kBFloat16, at::kFloat);
+  expect_pruned_weights_stay(span, options_with(1e-9), "the held-out loss became", 0);
+}
+
+TEST(Reconstruct, NanInATrainingTargetIsTriedThreeTimesThenLeft) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.boundaries.held[2][4][0][0] = std::numeric_limits<double>::quiet_NaN();
+  expect_pruned_weights_stay(span, options_with(1e-2), "not finite at rate 0.0025", 2);
+}
+
+TEST(Reconstruct, NanInAHeldOutTargetCannotBeJudged) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.boundaries.held[2][8][0][0] = std::numeric_limits<double>::quiet_NaN();
+  expect_pruned_weights_stay(span, options_with(1e-2), "pruned weights is not finite", 0);
+}
+
+TEST(Reconstruct, RateThatOverflowsIsLeft) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  expect_pruned_weights_stay(span, options_with(1e37), "not finite", 2);
+}
+
+/// The first targets read in training are NaN, for `num_bad` reads.
+class NanAtFirst : public testing::MemoryBoundaries {
+ public:
+  int num_bad = 0;
+
+ private:
+  class Source : public testing::MemorySource {
+   public:
+    Source(const testing::Windows& windows, NanAtFirst& owner)
+        : MemorySource(windows, at::kFloat, owner.announced), owner_(owner) {}
+    MicroBatch read(std::span<const int> windows) override {
+      MicroBatch batch = MemorySource::read(windows);
+      const bool is_training = owner_.announced.back().size() == 6;
+      if (is_training && owner_.num_bad > 0 && owner_.num_bad-- > 0) batch.hidden.fill_(NAN);
+      return batch;
+    }
+
+   private:
+    NanAtFirst& owner_;
+  };
+  std::unique_ptr<ActivationSource> source(int half) override {
+    return std::make_unique<Source>(held.at(half), *this);
+  }
+};
+
+TEST(Reconstruct, RestartIsAFreshRunAtHalfTheRate) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat), fresh(kWindows, at::kFloat, at::kFloat);
+  NanAtFirst boundaries;
+  boundaries.held = span.boundaries.held;
+  boundaries.num_bad = 1;
+  SpanJob disturbed{
+      kBlock, span.architecture, span.job.dense, at::kFloat, span.rotary, boundaries, {}, {}};
+  WindowJob job{disturbed, kMlp, &span.variant()};
+  Reconstruct(options_with(1e-2)).run(job);
+  EXPECT_EQ(span.variant().windows.back().retries, 1);
+  EXPECT_EQ(span.variant().windows.back().lr, 5e-3);
+  run(fresh, kMlp, options_with(5e-3));
+  expect_same_bytes(span.variant(), fresh.variant());
+}
+
+TEST(Reconstruct, OneCalibrationWindowIsTooFew) {
+  TinySpan span(1, at::kFloat, at::kFloat);
+  EXPECT_THROW(run(span, kMlp, options_with(1e-2)), std::invalid_argument);
+}
+
+// ---- schedule ----
+
+TEST(Schedule, RateRisesToItsPeakAndFallsAndIsNeverZero) {
+  const ReconstructOptions options = options_with(1);
+  std::vector<double> rates;
+  for (int step = 0; step < 60; ++step) rates.push_back(learning_rate(options, step, 60));
+  EXPECT_GT(rates.front(), 0);
+  EXPECT_DOUBLE_EQ(rates[5], 1);  // after a tenth of the steps
+  EXPECT_TRUE(std::is_sorted(rates.begin(), rates.begin() + 6));
+  EXPECT_TRUE(std::is_sorted(rates.rbegin(), rates.rend() - 6));
+  EXPECT_GT(rates.back(), 0);
+  EXPECT_LT(rates.back(), 0.02);
+}
+
+TEST(Schedule, OneStepRunsAtFullRate) { EXPECT_EQ(learning_rate(options_with(1), 0, 1), 1); }
+
+TEST(Schedule, HeldOutWindowsAreAShareRoundedUpAndLeaveOneToTrainOn) {
+  ReconstructOptions options;
+  EXPECT_EQ(num_held_out(options, 128), 8);
+  EXPECT_EQ(num_held_out(options, 129), 9);
+  EXPECT_EQ(num_held_out(options, 2), 1);
+  options.validation_fraction = 0.07;
+  EXPECT_EQ(num_held_out(options, 100), 7);
+  options.validation_fraction = 0;
+  EXPECT_EQ(num_held_out(options, 5), 1);
+  options.validation_fraction = 0.99;
+  EXPECT_EQ(num_held_out(options, 5), 4);
+}
+
+TEST(Schedule, OrderIsAscendingUnlessShuffled) {
+  EXPECT_THAT(epoch_order({}, "w", 3, 4), ::testing::ElementsAre(0, 1, 2, 3));
+}
+
+TEST(Schedule, ShuffleIsAFunctionOfSeedNameAndEpoch) {
+  ReconstructOptions options;
+  options.shuffle = true;
+  const std::vector<int> order = epoch_order(options, "model.layers.0.mlp", 0, 16);
+  EXPECT_EQ(order, epoch_order(options, "model.layers.0.mlp", 0, 16));
+  EXPECT_NE(order, epoch_order(options, "model.layers.0.mlp", 1, 16));
+  EXPECT_NE(order, epoch_order(options, "model.layers.1.mlp", 0, 16));
+  ReconstructOptions other_seed = options;
+  other_seed.seed = 1;
+  EXPECT_NE(order, epoch_order(other_seed, "model.layers.0.mlp", 0, 16));
+  EXPECT_THAT(order, ::testing::UnorderedElementsAreArray(epoch_order({}, "", 0, 16)));
+}
+
+}  // namespace
+}  // namespace coppice

@@ -1,0 +1,83 @@
+// Boundaries held in memory: sources and sinks of calibration windows for tests of stages.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "stages/span_job.h"
+
+namespace coppice::testing {
+
+using Windows = std::vector<at::Tensor>;  // [seqlen, hidden] each
+
+class MemorySource : public ActivationSource {
+ public:
+  MemorySource(const Windows& windows, at::ScalarType compute, std::vector<std::vector<int>>& log)
+      : windows_(windows), compute_(compute), announced_(log) {}
+
+  int num_windows() const override { return static_cast<int>(windows_.size()); }
+  void announce(std::span<const int> order) override {
+    announced_.emplace_back(order.begin(), order.end());
+  }
+  MicroBatch read(std::span<const int> windows) override {
+    MicroBatch batch;
+    std::vector<at::Tensor> parts;
+    for (const int window : windows) {
+      parts.push_back(windows_.at(static_cast<size_t>(window)).to(compute_));
+      batch.lengths.push_back(static_cast<int>(parts.back().size(0)));
+    }
+    batch.hidden = at::cat(parts, 0);
+    return batch;
+  }
+
+ private:
+  const Windows& windows_;
+  at::ScalarType compute_;
+  std::vector<std::vector<int>>& announced_;
+};
+
+class MemorySink : public ActivationSink {
+ public:
+  explicit MemorySink(Windows& windows) : windows_(windows) {}
+  void write(int window, const at::Tensor& hidden) override {
+    const auto index = static_cast<size_t>(window);
+    if (windows_.size() <= index) windows_.resize(index + 1);
+    windows_[index] = hidden.clone();
+  }
+
+ private:
+  Windows& windows_;
+};
+
+/// Answers from `held`; a sink writes there, for boundaries in `wanted` only.
+class MemoryBoundaries : public Boundaries {
+ public:
+  std::map<int, Windows> held;  // by half-block number, dense stream
+  std::set<int> wanted;
+  at::ScalarType compute = at::kFloat;
+  std::vector<std::vector<int>> announced;  // every order, in the order of the calls
+
+  std::unique_ptr<ActivationSource> inputs(HalfRange window) override {
+    return source(window.first);
+  }
+  std::unique_ptr<ActivationSource> targets(HalfRange window) override {
+    return source(window.last);
+  }
+  std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
+    if (boundary.stream != Stream::kDense || !wanted.contains(boundary.half)) return nullptr;
+    return std::make_unique<MemorySink>(held[boundary.half]);
+  }
+
+ protected:
+  virtual std::unique_ptr<ActivationSource> source(int half) {
+    return std::make_unique<MemorySource>(held.at(half), compute, announced);
+  }
+};
+
+}  // namespace coppice::testing
