@@ -1,0 +1,184 @@
+// The one table of a recipe's keys: a new option is a member of some Options struct and a row here.
+#include <fmt/format.h>
+
+#include <iterator>
+#include <utility>
+
+#include "configs/recipe.h"
+#include "configs/value_form.h"
+
+namespace coppice {
+namespace {
+
+enum class Effect { kChangesOutput, kChangesOnlyCost };
+
+/// The key stands for `recipe.*options.*member`.
+template <typename T, typename Options>
+RecipeKey make_key(std::string section, std::string name, const std::string& help,
+                   ValueForm<T> form, Options Recipe::*options, T Options::*member,
+                   Effect effect = Effect::kChangesOutput) {
+  RecipeKey key;
+  key.section = std::move(section);
+  key.name = std::move(name);
+  key.changes_output = effect == Effect::kChangesOutput;
+  key.set = [=](Recipe& recipe, const std::string& text) {
+    recipe.*options.*member = form.read(text);
+  };
+  key.get = [=](const Recipe& recipe) { return form.print(recipe.*options.*member); };
+  const Recipe defaults;
+  const std::string fallback = key.get(defaults);
+  key.help = fmt::format("{} [default: {}]", help, fallback.empty() ? "none" : fallback);
+  return key;
+}
+
+RecipeKey as_list(RecipeKey key) {
+  key.is_list = true;
+  key.help += " (separated by commas; ,, is a comma within a pattern)";
+  return key;
+}
+
+RecipeKey with_flag(RecipeKey key, std::string flag) {
+  key.flag_override = std::move(flag);
+  return key;
+}
+
+std::vector<RecipeKey> prune_keys() {
+  return {
+      with_flag(make_key("prune", "method", "how weights are scored: magnitude or wanda",
+                         one_of<PruneMethod>({{"magnitude", PruneMethod::kMagnitude},
+                                              {"wanda", PruneMethod::kWanda}},
+                                             {"random", "ria", "sparsegpt", "flap", "wanda_sp"}),
+                         &Recipe::prune, &PruneOptions::method),
+                "--prune-method"),
+      make_key("prune", "sparsity",
+               "fraction of the targeted weights that become zero; follows from N:M",
+               real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
+               &Recipe::prune, &PruneOptions::sparsity),
+      make_key("prune", "sparsity_type",
+               "unstructured, or N:M: N weights kept of every M along a row", sparsity_pattern(),
+               &Recipe::prune, &PruneOptions::pattern),
+      make_key("prune", "comparison",
+               "within what magnitudes are compared: row or matrix; wanda always compares rows",
+               one_of<Comparison>({{"row", Comparison::kRow}, {"matrix", Comparison::kMatrix}}),
+               &Recipe::prune, &PruneOptions::comparison),
+      as_list(make_key("prune", "targets",
+                       "linears to prune, by name or re: pattern; none means all of the blocks",
+                       name_list(), &Recipe::prune, &PruneOptions::targets)),
+      as_list(make_key("prune", "ignore", "linears to leave alone, by name or re: pattern",
+                       name_list(), &Recipe::prune, &PruneOptions::ignore)),
+  };
+}
+
+std::vector<RecipeKey> reconstruct_keys() {
+  return {
+      make_key("reconstruct", "window",
+               "what is reconstructed at once: half-block, block, or none (prune only)",
+               one_of<WindowKind>({{"none", WindowKind::kNone},
+                                   {"half-block", WindowKind::kHalfBlock},
+                                   {"block", WindowKind::kBlock}},
+                                  {"matrix"}),
+               &Recipe::reconstruct, &ReconstructOptions::window),
+      make_key("reconstruct", "propagation",
+               "whose activations flow on: dense (those of the dense model)",
+               one_of<Propagation>({{"dense", Propagation::kDense}}, {"sparse", "mixed"}),
+               &Recipe::reconstruct, &ReconstructOptions::propagation),
+      make_key("reconstruct", "loss", "distance to the dense window's output: mse",
+               one_of<Loss>({{"mse", Loss::kMse}}, {"cosine", "mse_normalized"}),
+               &Recipe::reconstruct, &ReconstructOptions::loss),
+      make_key("reconstruct", "epochs", "passes over the training windows", whole_number(1),
+               &Recipe::reconstruct, &ReconstructOptions::epochs),
+      make_key("reconstruct", "batch_size", "sequences per optimiser step", whole_number(1),
+               &Recipe::reconstruct, &ReconstructOptions::batch_size),
+      make_key("reconstruct", "lr", "peak learning rate; small models want about 1e-3",
+               real_number([](double x) { return x > 0; }, "greater than 0"), &Recipe::reconstruct,
+               &ReconstructOptions::lr),
+      make_key("reconstruct", "warmup", "share of the steps with a growing rate",
+               real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
+               &Recipe::reconstruct, &ReconstructOptions::warmup),
+      make_key(
+          "reconstruct", "validation_fraction",
+          "share of the windows held out to judge the result, at least one window",
+          real_number([](double x) { return x > 0 && x <= 0.5; }, "greater than 0 and at most 0.5"),
+          &Recipe::reconstruct, &ReconstructOptions::validation_fraction),
+      make_key("reconstruct", "shuffle", "another order of the training windows in each epoch",
+               true_or_false(), &Recipe::reconstruct, &ReconstructOptions::shuffle),
+      make_key("reconstruct", "train_biases", "adapt biases along with the kept weights",
+               true_or_false(), &Recipe::reconstruct, &ReconstructOptions::train_biases),
+      make_key("reconstruct", "train_norms", "adapt norm gains along with the kept weights",
+               true_or_false(), &Recipe::reconstruct, &ReconstructOptions::train_norms),
+  };
+}
+
+RecipeKey seed_key() {
+  RecipeKey key = make_key("calibration", "seed", "of whatever is drawn: windows, their order",
+                           seed_number(), &Recipe::calibration, &CalibrationOptions::seed);
+  // One seed for a run: the order of training follows the same key.
+  key.set = [set = key.set](Recipe& recipe, const std::string& text) {
+    set(recipe, text);
+    recipe.reconstruct.seed = recipe.calibration.seed;
+  };
+  return key;
+}
+
+std::vector<RecipeKey> calibration_keys() {
+  return {
+      make_key("calibration", "nsamples", "windows of calibration text", whole_number(1),
+               &Recipe::calibration, &CalibrationOptions::nsamples),
+      make_key("calibration", "seqlen", "tokens per window", whole_number(2), &Recipe::calibration,
+               &CalibrationOptions::seqlen),
+      seed_key(),
+      make_key("calibration", "sample_windows",
+               "draw the windows by seed instead of taking the first", true_or_false(),
+               &Recipe::calibration, &CalibrationOptions::sample_windows),
+  };
+}
+
+std::vector<RecipeKey> arithmetic_keys() {
+  return {
+      make_key("resources", "device", "auto, cpu or cuda:N", device_name(), &Recipe::resources,
+               &ResourceOptions::device),
+      make_key("resources", "compute_dtype", "of products and activations: auto, fp32 or bf16",
+               one_of<std::string>({{"auto", "auto"}, {"fp32", "fp32"}, {"bf16", "bf16"}}),
+               &Recipe::resources, &ResourceOptions::compute_dtype),
+      make_key("resources", "threads", "inside an operation; 0 means all cores", whole_number(0),
+               &Recipe::resources, &ResourceOptions::threads),
+  };
+}
+
+std::vector<RecipeKey> budget_keys() {
+  const Effect effect = Effect::kChangesOnlyCost;
+  return {
+      make_key("resources", "io_engine", "auto, uring or pread",
+               one_of<std::string>({{"auto", "auto"}, {"uring", "uring"}, {"pread", "pread"}}),
+               &Recipe::resources, &ResourceOptions::io_engine, effect),
+      make_key("resources", "ram_budget", "peak memory of the whole process, as in 24GiB",
+               byte_budget(), &Recipe::resources, &ResourceOptions::ram_budget_bytes, effect),
+      make_key("resources", "vram_budget", "peak memory on the device, as in 24GiB", byte_budget(),
+               &Recipe::resources, &ResourceOptions::vram_budget_bytes, effect),
+      make_key("resources", "disk_budget", "scratch space on disk, as in 500GiB", byte_budget(),
+               &Recipe::resources, &ResourceOptions::disk_budget_bytes, effect),
+      make_key("resources", "prefetch_blocks", "blocks in memory at once", whole_number(1),
+               &Recipe::resources, &ResourceOptions::prefetch_blocks, effect),
+      make_key("resources", "slab_size", "bytes of one staging buffer, a multiple of 4KiB",
+               byte_multiple(4096), &Recipe::resources, &ResourceOptions::slab_bytes, effect),
+      make_key("resources", "num_slabs", "staging buffers", whole_number(1), &Recipe::resources,
+               &ResourceOptions::num_slabs, effect),
+  };
+}
+
+}  // namespace
+
+const std::vector<RecipeKey>& recipe_keys() {
+  static const std::vector<RecipeKey> kKeys = [] {
+    std::vector<RecipeKey> keys;
+    for (auto make :
+         {prune_keys, reconstruct_keys, calibration_keys, arithmetic_keys, budget_keys}) {
+      std::vector<RecipeKey> more = make();
+      std::move(more.begin(), more.end(), std::back_inserter(keys));
+    }
+    return keys;
+  }();
+  return kKeys;
+}
+
+}  // namespace coppice

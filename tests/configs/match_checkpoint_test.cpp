@@ -1,0 +1,202 @@
+// match_checkpoint() of configs/architecture_file.h.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "configs/architecture_file.h"
+#include "configs/errors.h"
+#include "storage/checkpoint/safetensors.h"
+#include "storage/errors.h"
+#include "tests/support/temp_dir.h"
+
+namespace coppice {
+namespace {
+
+using ::nlohmann::json;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::ThrowsMessage;
+using ::testing::UnorderedElementsAreArray;
+
+// Odd sizes, so that no two dimensions can be mistaken for each other.
+json small_config() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"num_hidden_layers", 2},
+          {"hidden_size", 24},
+          {"intermediate_size", 37},
+          {"num_attention_heads", 6},
+          {"num_key_value_heads", 2},
+          {"vocab_size", 61},
+          {"max_position_embeddings", 64},
+          {"rms_norm_eps", 1e-5},
+          {"hidden_act", "silu"},
+          {"rope_theta", 500000.0},
+          {"eos_token_id", 2}};
+}
+
+json biased_config() {
+  json config = small_config();
+  config["attention_bias"] = true;
+  return config;
+}
+
+// A checkpoint of zeros beside a config.json.
+class Checkpoint {
+ public:
+  explicit Checkpoint(const json& config, const std::string& dtype = "BF16") {
+    std::ofstream(directory_ / "config.json") << config;
+    architecture = load_architecture(directory_.path());
+    for (int block = 0; block < architecture.num_blocks; ++block) {
+      for (const NamedShape& t : block_tensors(architecture, block)) add(t.name, t.shape, dtype);
+    }
+    for (const NamedShape& t : outer_tensors(architecture)) add(t.name, t.shape, dtype);
+  }
+
+  void add(const std::string& name, const std::vector<int64_t>& shape, const std::string& dtype) {
+    tensors_.push_back({name, dtype, shape});
+  }
+  TensorSpec& tensor(const std::string& name) {
+    return *std::find_if(tensors_.begin(), tensors_.end(),
+                         [&](const TensorSpec& t) { return t.name == name; });
+  }
+  void remove(const std::string& name) {
+    std::erase_if(tensors_, [&](const TensorSpec& t) { return t.name == name; });
+  }
+  std::vector<std::string> match() {
+    uint64_t bytes = 0;
+    for (const TensorSpec& tensor : tensors_) bytes += tensor.bytes();
+    std::ofstream(directory_ / "model.safetensors", std::ios::binary)
+        << make_safetensors_header(tensors_) << std::string(bytes, '\0');
+    return match_checkpoint(architecture, CheckpointReader(directory_.path()));
+  }
+  std::string path() const { return directory_.path().string(); }
+
+  Architecture architecture;
+
+ private:
+  testing::TempDir directory_;
+  std::vector<TensorSpec> tensors_;
+};
+
+TEST(MatchCheckpoint, SetsTheDtypeOfTheBlocks) {
+  for (const char* dtype : {"F32", "F16", "BF16"}) {
+    Checkpoint checkpoint(small_config(), dtype);
+    EXPECT_THAT(checkpoint.match(), IsEmpty());
+    EXPECT_EQ(checkpoint.architecture.dtype, dtype);
+  }
+}
+
+TEST(MatchCheckpoint, ReturnsTensorsThatNobodyKnows) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.add("model.layers.0.self_attn.rotary_emb.inv_freq", {2}, "F32");
+  checkpoint.add("counts", {3}, "I64");
+  EXPECT_THAT(checkpoint.match(),
+              ElementsAre("counts", "model.layers.0.self_attn.rotary_emb.inv_freq"));
+}
+
+TEST(MatchCheckpoint, TiesAHeadThatIsAbsent) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.remove("lm_head.weight");
+  EXPECT_THAT(checkpoint.match(), IsEmpty());
+  EXPECT_TRUE(checkpoint.architecture.tied);
+  EXPECT_EQ(checkpoint.architecture.head, "model.embed_tokens.weight");
+}
+
+TEST(MatchCheckpoint, LeavesAHeadThatIsThereUntied) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.match();
+  EXPECT_FALSE(checkpoint.architecture.tied);
+}
+
+TEST(MatchCheckpoint, NamesATensorThatIsAbsent) {
+  for (const char* name :
+       {"model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"}) {
+    Checkpoint checkpoint(small_config());
+    checkpoint.remove(name);
+    EXPECT_THAT([&] { checkpoint.match(); },
+                ThrowsMessage<CorruptionError>(
+                    AllOf(HasSubstr(checkpoint.path()), HasSubstr(name), EndsWith("found absent"))))
+        << name;
+  }
+}
+
+TEST(MatchCheckpoint, NamesABiasThatConfigJsonPromised) {
+  Checkpoint checkpoint(biased_config());
+  checkpoint.remove("model.layers.1.self_attn.o_proj.bias");
+  EXPECT_THAT(
+      [&] { checkpoint.match(); },
+      ThrowsMessage<CorruptionError>(HasSubstr("'model.layers.1.self_attn.o_proj.bias' [24]")));
+}
+
+TEST(MatchCheckpoint, NamesBothShapesWhereTheyDiffer) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.tensor("model.layers.1.self_attn.k_proj.weight").shape = {24, 8};
+  EXPECT_THAT([&] { checkpoint.match(); },
+              ThrowsMessage<CorruptionError>(AllOf(
+                  HasSubstr("model.safetensors"),
+                  HasSubstr("'model.layers.1.self_attn.k_proj.weight' [8, 24], as config.json"),
+                  EndsWith("found [24, 8]"))));
+}
+
+TEST(MatchCheckpoint, RefusesDtypesThatAreNotComputedWith) {
+  for (const char* name : {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}) {
+    Checkpoint checkpoint(small_config());
+    checkpoint.tensor(name).dtype = "I32";
+    EXPECT_THAT(
+        [&] { checkpoint.match(); },
+        ThrowsMessage<ConfigError>(AllOf(HasSubstr(checkpoint.path()), HasSubstr(name),
+                                         HasSubstr("I32"), HasSubstr("one of F32, F16, BF16"))))
+        << name;
+  }
+}
+
+TEST(MatchCheckpoint, RefusesASecondDtypeWithinTheBlocks) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.tensor("model.layers.1.post_attention_layernorm.weight").dtype = "F32";
+  EXPECT_THAT([&] { checkpoint.match(); },
+              ThrowsMessage<ConfigError>(
+                  AllOf(HasSubstr("model.layers.1.post_attention_layernorm.weight: F32"),
+                        HasSubstr("must be BF16"))));
+}
+
+TEST(MatchCheckpoint, OuterTensorsMayHaveAnotherDtypeThanTheBlocks) {
+  Checkpoint checkpoint(small_config());
+  checkpoint.tensor("model.norm.weight").dtype = "F32";
+  EXPECT_THAT(checkpoint.match(), IsEmpty());
+  EXPECT_EQ(checkpoint.architecture.dtype, "BF16");
+}
+
+// Checkpoints that transformers wrote: of every family at least one, each named <family>_<variant>.
+TEST(MatchCheckpoint, EveryBuiltinFamilyNamesEveryTensorOfItsCheckpointsAndNoOther) {
+  for (const BuiltinArchitecture& builtin : builtin_architectures()) {
+    int num_checkpoints = 0;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(COPPICE_SOURCE_DIR "/tests/golden")) {
+      if (!entry.path().filename().string().starts_with(builtin.name + "_")) continue;
+      SCOPED_TRACE(entry.path());
+      Architecture architecture = load_architecture(entry.path());
+      EXPECT_EQ(architecture.family, builtin.name);
+      const CheckpointReader checkpoint(entry.path());
+      EXPECT_THAT(match_checkpoint(architecture, checkpoint), IsEmpty());
+
+      std::vector<std::string> named;
+      for (const NamedShape& tensor : outer_tensors(architecture)) named.push_back(tensor.name);
+      for (int block = 0; block < architecture.num_blocks; ++block) {
+        for (const NamedShape& t : block_tensors(architecture, block)) named.push_back(t.name);
+      }
+      EXPECT_THAT(named, UnorderedElementsAreArray(checkpoint.names()));
+      ++num_checkpoints;
+    }
+    EXPECT_GE(num_checkpoints, 1) << "no golden checkpoint of family " << builtin.name;
+  }
+}
+
+}  // namespace
+}  // namespace coppice
