@@ -1,0 +1,14 @@
+#include "pipeline/commands/command.h"
+
+namespace coppice {
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> kAll = {
+      {"run", "prune a checkpoint and reconstruct it window by window", run_command},
+      {"eval", "perplexity of a checkpoint, out of core", eval_command},
+      {"inspect", "what is in this checkpoint?", inspect_command},
+  };
+  return kAll;
+}
+
+}  // namespace coppice

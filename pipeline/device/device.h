@@ -1,0 +1,67 @@
+// A place that computes: its memory, its thread, how bytes get there.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pipeline/graph/serial_executor.h"
+
+namespace coppice {
+
+struct DeviceOptions {
+  std::string device = "auto";         // auto (a GPU where there is one), cpu, cuda:N
+  std::string compute_dtype = "auto";  // auto, fp32, bf16
+  int threads = 0;  // inside an operation, CPU; 0: all cores this process may use
+};
+
+/// Owns slots and slabs, and the one thread that calls libtorch for this device.
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;  // "cpu", "cuda:0"
+  virtual at::Device where() const = 0;
+  /// Of products and activations for weights stored in `stored`. Chosen once, reported.
+  virtual at::ScalarType compute_dtype(at::ScalarType stored) const = 0;
+  /// What is computed with and why: "2 threads, AVX2, products in fp32 (no AMX or AVX512-BF16)".
+  virtual std::string description() const = 0;
+  /// What of this device changes bits: part of a run's fingerprint.
+  virtual std::string numerics() const = 0;
+
+  /// Memory that lives as long as the device. Throws std::bad_alloc.
+  virtual std::span<std::byte> allocate_slot(uint64_t bytes) = 0;
+  /// Staging memory the I/O engine reads into; empty where slots are host memory.
+  virtual std::span<std::byte> allocate_slab(uint64_t bytes) = 0;
+  /// Copies a slab to `slot` + offset; the bytes are there before a task posted later runs.
+  virtual void upload(std::span<const std::byte> slab, std::byte* slot) = 0;
+  /// A tensor over bytes of a slot, not owning them. Where their address does not suit the dtype
+  /// (safetensors promises no alignment) the tensor is a copy.
+  virtual at::Tensor view(std::span<std::byte> bytes, at::IntArrayRef shape,
+                          at::ScalarType dtype) const = 0;
+
+  SerialExecutor& executor() { return executor_; }
+
+ protected:
+  Device() : executor_("device") {}
+
+ private:
+  SerialExecutor executor_;
+};
+
+/// The only branch between devices. Throws ConfigError for a device this machine does not have.
+std::unique_ptr<Device> make_device(const DeviceOptions& options);
+
+/// A GPU by number, or null where there is none or the program was built without CUDA; `why` says
+/// so.
+std::unique_ptr<Device> make_cuda_device(int index, const DeviceOptions& options, std::string& why);
+std::unique_ptr<Device> make_cpu_device(const DeviceOptions& options);
+
+/// "BF16" ↔ at::kBFloat16. Throws std::invalid_argument for another word or type.
+at::ScalarType scalar_type(const std::string& safetensors_dtype);
+
+}  // namespace coppice

@@ -1,0 +1,379 @@
+#include "pipeline/graph/block_graph.h"
+
+#include <tbb/flow_graph.h>
+
+#include <atomic>
+#include <limits>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "pipeline/errors.h"  // BlockError
+#include "pipeline/graph/workers.h"
+
+namespace coppice {
+namespace {
+
+namespace flow = tbb::flow;
+
+// A span with what only the graph itself needs to know of it.
+struct Travelling {
+  GraphSpan span;
+  TokenLease slot;
+  TokenLease output;
+  std::vector<SlabRange> slabs;
+  size_t slabs_left = 0;  // touched by the serial node `ready` alone
+};
+using SpanPtr = std::shared_ptr<Travelling>;
+
+struct Slab {
+  SpanPtr owner;
+  SlabRange range;
+  TokenLease token;
+  std::exception_ptr failure;
+  bool was_read = false;
+};
+using SlabPtr = std::shared_ptr<Slab>;
+
+using SpanQueue = flow::queue_node<SpanPtr>;
+using SlabQueue = flow::queue_node<SlabPtr>;
+using SpanAsync = flow::async_node<SpanPtr, SpanPtr>;
+using SlabAsync = flow::async_node<SlabPtr, SlabPtr>;
+
+std::exception_ptr in_context(const GraphSpan& span, const char* step, std::exception_ptr cause) {
+  try {
+    try {
+      std::rethrow_exception(cause);
+    } catch (...) {
+      std::throw_with_nested(BlockError(span.name + ", " + step));
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+}  // namespace
+
+struct BlockGraph::Nodes {
+  GraphOptions options;
+  GraphWork work;
+  const std::vector<std::unique_ptr<ReadFile>>& files;
+  IoEngine& engine;
+  SerialExecutor& device;
+  SerialExecutor& store_thread;
+  std::atomic<bool> stopped = false;
+  std::atomic<int> first_failed = std::numeric_limits<int>::max();  // spans behind it are skipped
+  GraphResult result;
+  std::map<int, std::exception_ptr> failures;  // touched by the serial node `retire` alone
+  int next_span = 0;
+
+  tbb::global_control workers = enough_workers();
+  flow::graph graph;
+  TokenPool slot_tokens{graph, int(options.slots.size())};
+  TokenPool slab_tokens{graph, options.num_slabs};
+  TokenPool output_tokens{graph, std::max(1, int(options.outputs.size()))};
+
+  flow::input_node<int> spans;
+  flow::join_node<std::tuple<int, int>, flow::reserving> grant{graph};
+  flow::multifunction_node<std::tuple<int, int>, std::tuple<SlabPtr, SpanPtr>> cut;
+  SlabQueue waiting_slabs{graph};
+  flow::join_node<std::tuple<SlabPtr, int>, flow::reserving> admit{graph};
+  SlabAsync read;
+  SlabQueue arrived{graph};
+  flow::multifunction_node<SlabPtr, std::tuple<SpanPtr>> ready;
+  flow::join_node<std::tuple<SpanPtr, int>, flow::key_matching<int>> with_inputs;
+  SpanAsync forward;
+  SpanQueue forwarded{graph};
+  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, int, SpanPtr>> after_forward;
+  SpanQueue to_adapt{graph};
+  flow::join_node<std::tuple<SpanPtr, int>, flow::reserving> with_output{graph};
+  SpanAsync adapt;
+  SpanQueue adapted{graph};
+  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, int>> after_adapt;
+  SpanAsync store;
+  SpanQueue stored{graph};
+  flow::function_node<SpanPtr> retire;
+
+  Nodes(GraphOptions options_in, GraphWork work_in,
+        const std::vector<std::unique_ptr<ReadFile>>& files_in, IoEngine& engine_in,
+        SerialExecutor& device_in, SerialExecutor& store_in)
+      : options(std::move(options_in)),
+        work(std::move(work_in)),
+        files(files_in),
+        engine(engine_in),
+        device(device_in),
+        store_thread(store_in),
+        spans(graph,
+              [this](tbb::flow_control& control) {
+                if (next_span == work.num_spans) control.stop();
+                return next_span++;
+              }),
+        cut(graph, flow::serial,
+            [this](const auto& granted, auto& ports) { do_cut(granted, ports); }),
+        read(graph, flow::unlimited,
+             [this](SlabPtr slab, SlabAsync::gateway_type& gateway) { do_read(slab, gateway); }),
+        ready(graph, flow::serial, [this](SlabPtr slab, auto& ports) { do_ready(slab, ports); }),
+        with_inputs(
+            graph, [](const SpanPtr& span) { return span->span.index; },
+            [](int index) { return index; }),
+        forward(graph, flow::unlimited,
+                [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
+                  on(device, span, "forward", gateway, [this](GraphSpan& s) { work.forward(s); });
+                }),
+        after_forward(graph, flow::serial,
+                      [this](SpanPtr span, auto& ports) { do_after_forward(span, ports); }),
+        adapt(graph, flow::unlimited,
+              [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
+                on(device, span, "adapt", gateway, [this](GraphSpan& s) { work.adapt(s); });
+              }),
+        after_adapt(graph, flow::serial,
+                    [this](SpanPtr span, auto& ports) { do_after_adapt(span, ports); }),
+        store(graph, flow::unlimited,
+              [this](SpanPtr span, SpanAsync::gateway_type& gateway) { do_store(span, gateway); }),
+        retire(graph, flow::serial, [this](const SpanPtr& span) { do_retire(*span); }) {
+    connect();
+  }
+
+  void connect() {
+    flow::make_edge(spans, flow::input_port<0>(grant));
+    flow::make_edge(slot_tokens.node(), flow::input_port<1>(grant));
+    flow::make_edge(grant, cut);
+    flow::make_edge(flow::output_port<0>(cut), waiting_slabs);
+    flow::make_edge(flow::output_port<1>(cut), flow::input_port<0>(with_inputs));
+    flow::make_edge(waiting_slabs, flow::input_port<0>(admit));
+    flow::make_edge(slab_tokens.node(), flow::input_port<1>(admit));
+    admitted.emplace(graph, flow::serial, [this](const std::tuple<SlabPtr, int>& pair) {
+      const SlabPtr& slab = std::get<0>(pair);
+      slab->token = TokenLease(slab_tokens, std::get<1>(pair));
+      return slab;
+    });
+    flow::make_edge(admit, *admitted);
+    flow::make_edge(*admitted, read);
+    flow::make_edge(read, arrived);  // a gateway drops what its successor rejects: always a queue
+    flow::make_edge(arrived, ready);
+    flow::make_edge(flow::output_port<0>(ready), flow::input_port<0>(with_inputs));
+    joined.emplace(graph, flow::serial,
+                   [](const std::tuple<SpanPtr, int>& pair) { return std::get<0>(pair); });
+    flow::make_edge(with_inputs, *joined);
+    flow::make_edge(*joined, forward);
+    flow::make_edge(forward, forwarded);
+    flow::make_edge(forwarded, after_forward);
+    flow::make_edge(flow::output_port<0>(after_forward), to_adapt);
+    flow::make_edge(flow::output_port<1>(after_forward), flow::input_port<1>(with_inputs));
+    flow::make_edge(flow::output_port<2>(after_forward), retire);
+    flow::make_edge(to_adapt, flow::input_port<0>(with_output));
+    flow::make_edge(output_tokens.node(), flow::input_port<1>(with_output));
+    with_buffer.emplace(graph, flow::serial, [this](const std::tuple<SpanPtr, int>& pair) {
+      const SpanPtr& span = std::get<0>(pair);
+      span->output = TokenLease(output_tokens, std::get<1>(pair));
+      if (!options.outputs.empty()) span->span.output = options.outputs[span->output.token()];
+      return span;
+    });
+    flow::make_edge(with_output, *with_buffer);
+    flow::make_edge(*with_buffer, adapt);
+    flow::make_edge(adapt, adapted);
+    flow::make_edge(adapted, after_adapt);
+    flow::make_edge(flow::output_port<0>(after_adapt), store);
+    flow::make_edge(flow::output_port<1>(after_adapt), flow::input_port<1>(with_inputs));
+    flow::make_edge(store, stored);
+    flow::make_edge(stored, retire);
+  }
+
+  // Made in connect(): they only turn a pair from a join into the message itself.
+  std::optional<flow::function_node<std::tuple<SlabPtr, int>, SlabPtr>> admitted;
+  std::optional<flow::function_node<std::tuple<SpanPtr, int>, SpanPtr>> joined;
+  std::optional<flow::function_node<std::tuple<SpanPtr, int>, SpanPtr>> with_buffer;
+
+  void fail(GraphSpan& span, const char* step, std::exception_ptr cause) {
+    if (!span.failure) span.failure = in_context(span, step, std::move(cause));
+    int seen = first_failed;
+    while (span.index < seen && !first_failed.compare_exchange_weak(seen, span.index)) {
+    }
+  }
+
+  bool is_past_stop(const GraphSpan& span) const { return stopped || span.index > first_failed; }
+
+  // Whether a step shall be done for the span; once skipped, always skipped.
+  bool wanted(GraphSpan& span) const {
+    if (is_past_stop(span) && !span.failure) span.skipped = true;
+    return !span.skipped && !span.failure;
+  }
+
+  template <typename Ports>
+  void do_cut(const std::tuple<int, int>& granted, Ports& ports) {
+    auto travelling = std::make_shared<Travelling>();
+    GraphSpan& span = travelling->span;
+    span.index = std::get<0>(granted);
+    span.name = "span " + std::to_string(span.index);
+    travelling->slot = TokenLease(slot_tokens, std::get<1>(granted));
+    span.slot = options.slots[travelling->slot.token()];
+    if (wanted(span)) {
+      try {
+        work.plan(span);
+        if (span.plan.slot_bytes > span.slot.size()) {
+          throw std::logic_error("the span needs " + std::to_string(span.plan.slot_bytes) +
+                                 " bytes, a slot has " + std::to_string(span.slot.size()));
+        }
+        travelling->slabs = cut_into_slabs(span.plan, options.slab_bytes);
+      } catch (...) {
+        fail(span, "plan", std::current_exception());
+      }
+    }
+    travelling->slabs_left = travelling->slabs.size();
+    if (travelling->slabs.empty()) std::get<1>(ports).try_put(travelling);
+    for (const SlabRange& range : travelling->slabs) {
+      std::get<0>(ports).try_put(std::make_shared<Slab>(Slab{travelling, range, {}, {}, false}));
+    }
+  }
+
+  ReadBatch reads_of(const SlabPtr& slab) {
+    const GraphSpan& span = slab->owner->span;
+    const uint64_t base = span.plan.reads[slab->range.first].slot_offset;
+    const std::span<std::byte> memory =
+        options.slabs.empty() ? span.slot.subspan(base) : options.slabs[slab->token.token()];
+    ReadBatch batch{slab, {}};
+    for (uint32_t i = slab->range.first; i < slab->range.last; ++i) {
+      const PlannedRead& read_i = span.plan.reads[i];
+      batch.reads.push_back({files[read_i.file].get(), read_i.offset,
+                             memory.subspan(read_i.slot_offset - base, read_i.bytes),
+                             read_i.required_bytes});
+    }
+    return batch;
+  }
+
+  // Touches nothing of the span that `ready` writes: slabs of one span may be in both nodes at
+  // once.
+  void do_read(const SlabPtr& slab, SlabAsync::gateway_type& gateway) {
+    gateway.reserve_wait();
+    if (is_past_stop(slab->owner->span)) {
+      gateway.try_put(slab);
+      gateway.release_wait();
+      return;
+    }
+    engine.submit(reads_of(slab), [slab, &gateway](ReadBatch batch, std::exception_ptr failure) {
+      batch.memory.reset();
+      slab->failure = failure;
+      slab->was_read = true;
+      gateway.try_put(slab);
+      gateway.release_wait();
+    });
+  }
+
+  template <typename Ports>
+  void do_ready(const SlabPtr& slab, Ports& ports) {
+    Travelling& owner = *slab->owner;
+    if (!slab->was_read) owner.span.skipped = true;
+    if (slab->failure) fail(owner.span, "read", slab->failure);
+    if (options.upload && wanted(owner.span)) {
+      const uint64_t base = owner.span.plan.reads[slab->range.first].slot_offset;
+      const PlannedRead& last = owner.span.plan.reads[slab->range.last - 1];
+      try {
+        options.upload(
+            owner.span,
+            options.slabs[slab->token.token()].first(last.slot_offset + last.bytes - base), base);
+      } catch (...) {
+        fail(owner.span, "upload", std::current_exception());
+      }
+    }
+    const SpanPtr span = slab->owner;
+    slab->token.reset();
+    slab->owner.reset();
+    if (--owner.slabs_left == 0) std::get<0>(ports).try_put(span);
+  }
+
+  // Runs one step of a span on an executor; the message goes on whatever happens.
+  template <typename Step>
+  void on(SerialExecutor& executor, const SpanPtr& span, const char* name,
+          SpanAsync::gateway_type& gateway, Step step) {
+    gateway.reserve_wait();
+    executor.post([this, span, name, &gateway, step] {
+      if (wanted(span->span)) {
+        try {
+          step(span->span);
+        } catch (...) {
+          fail(span->span, name, std::current_exception());
+        }
+      }
+      gateway.try_put(span);
+      gateway.release_wait();
+    });
+  }
+
+  template <typename Ports>
+  void do_after_forward(const SpanPtr& span, Ports& ports) {
+    const int index = span->span.index;
+    if (options.advance == Advance::kAfterForward || !work.adapt) {
+      std::get<1>(ports).try_put(index + 1);
+    }
+    if (work.adapt) {
+      std::get<0>(ports).try_put(span);
+    } else {
+      span->slot.reset();
+      std::get<2>(ports).try_put(span);
+    }
+  }
+
+  template <typename Ports>
+  void do_after_adapt(const SpanPtr& span, Ports& ports) {
+    span->slot.reset();
+    if (options.advance == Advance::kAfterAdapt) std::get<1>(ports).try_put(span->span.index + 1);
+    std::get<0>(ports).try_put(span);
+  }
+
+  // An adapted span is stored even when the run is being stopped: its work shall not be lost.
+  void do_store(const SpanPtr& span, SpanAsync::gateway_type& gateway) {
+    gateway.reserve_wait();
+    store_thread.post([this, span, &gateway] {
+      GraphSpan& s = span->span;
+      if (!s.skipped && !s.failure) {
+        try {
+          work.store(s);
+        } catch (...) {
+          fail(s, "store", std::current_exception());
+        }
+      }
+      span->output.reset();
+      gateway.try_put(span);
+      gateway.release_wait();
+    });
+  }
+
+  void do_retire(Travelling& span) {
+    ++result.retired;
+    if (span.span.skipped) ++result.skipped;
+    if (span.span.failure) failures[span.span.index] = span.span.failure;
+    span.span.work.reset();
+  }
+};
+
+BlockGraph::BlockGraph(GraphOptions options, GraphWork work,
+                       const std::vector<std::unique_ptr<ReadFile>>& files, IoEngine& engine,
+                       SerialExecutor& device, SerialExecutor& store)
+    : nodes_(std::make_unique<Nodes>(std::move(options), std::move(work), files, engine, device,
+                                     store)) {}
+
+BlockGraph::~BlockGraph() = default;
+
+GraphResult BlockGraph::run() {
+  Nodes& n = *nodes_;
+  n.slot_tokens.fill();
+  n.slab_tokens.fill();
+  n.output_tokens.fill();
+  flow::input_port<1>(n.with_inputs).try_put(0);
+  n.spans.activate();
+  n.graph.wait_for_all();
+  n.result.most_slots_in_use = n.slot_tokens.most_in_use();
+  n.result.most_slabs_in_use = n.slab_tokens.most_in_use();
+  if (n.result.retired != n.work.num_spans) {
+    // A graph that starves returns as if it were finished.
+    throw std::logic_error("internal error: " + std::to_string(n.result.retired) + " of " +
+                           std::to_string(n.work.num_spans) + " spans retired");
+  }
+  if (!n.failures.empty()) std::rethrow_exception(n.failures.begin()->second);
+  return n.result;
+}
+
+void BlockGraph::stop() noexcept { nodes_->stopped = true; }
+
+}  // namespace coppice

@@ -1,0 +1,356 @@
+#include "pipeline/graph/cached_activations.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <semaphore>
+
+#include "pipeline/device/device.h"  // scalar_type
+#include "storage/errors.h"
+#include "storage/io/aligned_buffer.h"
+
+namespace coppice {
+
+// Windows handed to the sinks and not yet on disk.
+struct CachedBoundaries::Quota {
+  explicit Quota(int windows) : free(windows) {}
+  std::counting_semaphore<> free;
+};
+
+// ── sink ────────────────────────────────────────────────────────────────────────────────────────
+// device's thread: copy → codec arena: encode → HDF5 thread: write; the last one finishes the file.
+
+class CachedBoundaries::Sink final : public ActivationSink {
+ public:
+  Sink(CachedBoundaries& owner, Boundary boundary)
+      : owner_(owner), file_(std::make_shared<File>()) {
+    file_->boundary = boundary;
+    file_->writer = nullptr;
+    auto promise_future = file_->done.get_future().share();
+    {
+      std::lock_guard lock(owner.mutex_);
+      owner.written_[boundary] = promise_future;
+    }
+    owner.hdf5_.post([file = file_, &owner] {
+      guarded(*file, [&] {
+        file->writer = std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary),
+                                                               owner.options_.shape);
+      });
+    });
+  }
+
+  ~Sink() override {
+    owner_.hdf5_.post([file = file_, &owner = owner_] {
+      file->closed = true;
+      finish_if_last(owner, *file);
+    });
+  }
+
+  void write(int window, const at::Tensor& hidden) override {
+    const ActivationShape& shape = owner_.options_.shape;
+    auto raw = std::make_shared<std::vector<std::byte>>(shape.chunk_bytes());
+    at::from_blob(raw->data(), {shape.seqlen, shape.hidden},
+                  at::TensorOptions().dtype(scalar_type(shape.dtype)))
+        .copy_(hidden);
+    {
+      Stopwatch wait(owner_.meters_.waits);
+      owner_.behind_->free.acquire();
+    }
+    ++file_->pending;
+    owner_.codec_.enqueue([raw, window, file = file_, &owner = owner_] {
+      auto chunk = std::make_shared<EncodedChunk>();
+      std::exception_ptr failure;
+      try {
+        *chunk = encode_chunk(*raw, owner.options_.shape.element_bytes());
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      raw->clear();
+      raw->shrink_to_fit();
+      owner.hdf5_.post([chunk, failure, window, file, &owner] {
+        write_chunk(owner, *file, window, *chunk, failure);
+      });
+    });
+  }
+
+ private:
+  struct File {
+    Boundary boundary;
+    std::promise<void> done;
+    std::atomic<int> pending = 0;
+    // The rest belongs to the HDF5 thread.
+    std::unique_ptr<ActivationCacheWriter> writer;
+    std::exception_ptr failure;
+    bool closed = false;
+  };
+
+  template <typename Action>
+  static void guarded(File& file, Action action) {
+    if (file.failure) return;
+    try {
+      action();
+    } catch (...) {
+      file.failure = std::current_exception();
+    }
+  }
+
+  static void write_chunk(CachedBoundaries& owner, File& file, int window,
+                          const EncodedChunk& chunk, std::exception_ptr failure) {
+    if (failure && !file.failure) file.failure = failure;
+    guarded(file, [&] {
+      Stopwatch busy(owner.meters_.writes);
+      file.writer->write(window, chunk);
+    });
+    owner.meters_.writes.add_bytes(chunk.bytes.size());
+    owner.meters_.cache_stored.add_bytes(chunk.bytes.size());
+    owner.meters_.cache_raw.add_bytes(owner.options_.shape.chunk_bytes());
+    owner.behind_->free.release();
+    --file.pending;
+    finish_if_last(owner, file);
+  }
+
+  static void finish_if_last(CachedBoundaries& owner, File& file) {
+    if (!file.closed || file.pending > 0) return;
+    guarded(file, [&] {
+      Stopwatch busy(owner.meters_.writes);
+      owner.on_durable_(file.boundary, file.writer->finish());
+    });
+    file.writer.reset();  // an unfinished file is removed here
+    if (file.failure) {
+      file.done.set_exception(file.failure);
+    } else {
+      file.done.set_value();
+    }
+  }
+
+  CachedBoundaries& owner_;
+  std::shared_ptr<File> file_;
+};
+
+// ── source ──────────────────────────────────────────────────────────────────────────────────────
+// A ring of windows: asked for → read by the engine → decoded in the arena → taken by read().
+
+class CachedBoundaries::Source final : public ActivationSource {
+ public:
+  Source(CachedBoundaries& owner, Boundary boundary)
+      : owner_(owner), state_(std::make_shared<State>()) {
+    owner.hdf5_.run(
+        [&] { state_->reader = std::make_unique<ActivationCacheReader>(owner.path_of(boundary)); });
+    if (!(state_->reader->shape() == owner.options_.shape)) {
+      throw CorruptionError(owner.path_of(boundary).string(), 0,
+                            "the shape of this job's activations", "another shape");
+    }
+    state_->slots.resize(owner.options_.windows_ahead);
+  }
+
+  ~Source() override {
+    std::unique_lock lock(state_->mutex);  // buffers must not be freed under reads in flight
+    state_->changed.wait(lock, [this] { return in_flight() == 0; });
+  }
+
+  int num_windows() const override { return int(state_->reader->shape().windows); }
+
+  void announce(std::span<const int> order) override {
+    std::lock_guard lock(state_->mutex);
+    order_.assign(order.begin(), order.end());
+    fetch_ahead();
+  }
+
+  MicroBatch read(std::span<const int> windows) override {
+    const ActivationShape& shape = owner_.options_.shape;
+    MicroBatch batch;
+    batch.hidden = at::empty(
+        {int64_t(windows.size()) * shape.seqlen, shape.hidden},
+        at::TensorOptions().dtype(owner_.options_.compute).device(owner_.options_.device));
+    for (size_t i = 0; i < windows.size(); ++i) {
+      Slot& slot = wait_for(windows[i]);
+      const at::Tensor raw = at::from_blob(slot.raw.data(), {shape.seqlen, shape.hidden},
+                                           at::TensorOptions().dtype(scalar_type(shape.dtype)));
+      batch.hidden.narrow(0, int64_t(i) * shape.seqlen, shape.seqlen).copy_(raw);
+      batch.lengths.push_back(int(shape.seqlen));
+      std::lock_guard lock(state_->mutex);
+      slot.phase = Phase::kFree;
+      fetch_ahead();
+    }
+    if (owner_.options_.on_read) owner_.options_.on_read(int(windows.size()));
+    return batch;
+  }
+
+ private:
+  enum class Phase { kFree, kInFlight, kReady };
+  struct Slot {
+    Phase phase = Phase::kFree;
+    int window = -1;
+    AlignedBuffer stored;
+    std::vector<std::byte> raw;
+    std::exception_ptr failure;
+  };
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::unique_ptr<ActivationCacheReader> reader;
+    std::deque<Slot> slots;  // a deque: references stay valid when one is added
+  };
+
+  int in_flight() const {
+    int count = 0;
+    for (const Slot& slot : state_->slots) count += slot.phase == Phase::kInFlight;
+    return count;
+  }
+
+  Slot* find(int window) {
+    for (Slot& slot : state_->slots) {
+      if (slot.phase != Phase::kFree && slot.window == window) return &slot;
+    }
+    return nullptr;
+  }
+
+  Slot* free_slot() {
+    for (Slot& slot : state_->slots) {
+      if (slot.phase == Phase::kFree) return &slot;
+    }
+    return nullptr;
+  }
+
+  void fetch_ahead() {  // with the mutex held
+    while (!order_.empty()) {
+      if (find(order_.front()) == nullptr) {
+        Slot* slot = free_slot();
+        if (slot == nullptr) return;
+        fetch(*slot, order_.front());
+      }
+      order_.pop_front();
+    }
+  }
+
+  Slot& wait_for(int window) {
+    std::unique_lock lock(state_->mutex);
+    Slot* slot = find(window);
+    if (slot == nullptr) {  // nobody announced it: one more slot rather than a deadlock
+      slot = free_slot();
+      if (slot == nullptr) slot = &state_->slots.emplace_back();
+      fetch(*slot, window);
+    }
+    if (slot->phase == Phase::kInFlight) {
+      Stopwatch wait(owner_.meters_.waits);
+      state_->changed.wait(lock, [&] { return slot->phase == Phase::kReady; });
+    }
+    if (slot->failure) {
+      slot->phase = Phase::kFree;
+      std::rethrow_exception(std::exchange(slot->failure, nullptr));
+    }
+    return *slot;
+  }
+
+  void fetch(Slot& slot, int window) {  // with the mutex held
+    const ReadFile& file = state_->reader->file();
+    const ChunkLocation& chunk = state_->reader->chunk(window);
+    const uint64_t align = file.alignment();
+    const uint64_t begin = chunk.offset / align * align;
+    const uint64_t skipped = chunk.offset - begin;
+    const uint64_t needed = skipped + chunk.stored_bytes;
+    const uint64_t bytes = (needed + align - 1) / align * align;
+    if (slot.stored.bytes() < bytes) {
+      slot.stored = AlignedBuffer(owner_.options_.shape.chunk_bytes() + 3 * align + 4096);
+    }
+    slot.raw.resize(owner_.options_.shape.chunk_bytes());
+    slot.window = window;
+    slot.phase = Phase::kInFlight;
+    ReadBatch batch{state_, {{&file, begin, slot.stored.span().first(bytes), needed}}};
+    owner_.engine_.submit(std::move(batch),
+                          [state = state_, &slot, skipped, needed, &arena = owner_.codec_](
+                              ReadBatch, std::exception_ptr failure) {
+                            arena.enqueue([state, &slot, skipped, needed, failure] {
+                              decode(*state, slot, skipped, needed, failure);
+                            });
+                          });
+  }
+
+  static void decode(State& state, Slot& slot, uint64_t skipped, uint64_t needed,
+                     std::exception_ptr failure) {
+    if (!failure) {
+      try {
+        state.reader->decode(slot.window, slot.stored.span().subspan(skipped, needed - skipped),
+                             slot.raw);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    }
+    std::lock_guard lock(state.mutex);
+    slot.failure = failure;
+    slot.phase = Phase::kReady;
+    state.changed.notify_all();
+  }
+
+  CachedBoundaries& owner_;
+  std::shared_ptr<State> state_;
+  std::deque<int> order_;
+};
+
+// ── boundaries ──────────────────────────────────────────────────────────────────────────────────
+
+CachedBoundaries::CachedBoundaries(CacheOptions options, IoEngine& engine, RunMeters& meters,
+                                   std::function<void(Boundary, const FileRecord&)> on_durable)
+    : options_(std::move(options)),
+      engine_(engine),
+      meters_(meters),
+      on_durable_(std::move(on_durable)),
+      behind_(std::make_shared<Quota>(options_.windows_behind)),
+      codec_(options_.codec_threads, /*reserved_for_masters=*/0),
+      hdf5_("hdf5") {}
+
+CachedBoundaries::~CachedBoundaries() {
+  std::map<Boundary, std::shared_future<void>> written;
+  {
+    std::lock_guard lock(mutex_);
+    written = written_;
+  }
+  for (auto& [boundary, future] : written) future.wait();
+}
+
+std::filesystem::path CachedBoundaries::path_of(Boundary boundary) const {
+  return options_.directory / (to_string(boundary) + ".h5");
+}
+
+std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary) {
+  {
+    Stopwatch wait(meters_.waits);
+    wait_durable(boundary);
+  }
+  return std::make_unique<Source>(*this, boundary);
+}
+
+std::unique_ptr<ActivationSource> CachedBoundaries::inputs(HalfRange window) {
+  return source({Stream::kDense, window.first});
+}
+
+std::unique_ptr<ActivationSource> CachedBoundaries::targets(HalfRange window) {
+  return source({Stream::kDense, window.last});
+}
+
+std::unique_ptr<ActivationSink> CachedBoundaries::sink(Boundary boundary) {
+  if (unwanted_ && unwanted_(boundary)) return nullptr;
+  return std::make_unique<Sink>(*this, boundary);
+}
+
+void CachedBoundaries::wait_durable(Boundary boundary) {
+  std::shared_future<void> future;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = written_.find(boundary);
+    if (found == written_.end()) return;
+    future = found->second;
+  }
+  future.get();
+}
+
+void CachedBoundaries::expire(Boundary boundary) {
+  std::error_code ignored;  // an undeleted file costs space, not correctness
+  std::filesystem::remove(path_of(boundary), ignored);
+}
+
+}  // namespace coppice

@@ -1,0 +1,77 @@
+// The activation cache seen as sources and sinks: compressed off the device's thread, written by
+// one HDF5 thread, read ahead through the I/O engine.
+#pragma once
+
+#include <tbb/task_arena.h>
+
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "pipeline/graph/serial_executor.h"
+#include "pipeline/graph/workers.h"
+#include "pipeline/telemetry/meter.h"
+#include "stages/span_job.h"
+#include "storage/cache/activation_cache.h"
+#include "storage/io/io_engine.h"
+
+namespace coppice {
+
+struct CacheOptions {
+  std::filesystem::path directory;
+  ActivationShape shape;   // of every boundary
+  at::ScalarType compute;  // sources convert to it
+  at::Device device = at::kCPU;
+  int windows_ahead = 4;   // per source, decoded in memory
+  int windows_behind = 4;  // per job, waiting to be compressed and written
+  int codec_threads = 2;
+  std::function<void(int windows)> on_read;  // told on the device's thread how many were handed out
+};
+
+/// All boundaries of one job, one file each: "dense.12.h5". Used by the device's thread, except
+/// where noted; what it hands out must not outlive it.
+class CachedBoundaries final : public Boundaries {
+ public:
+  /// `on_durable` is told on the HDF5 thread when a boundary's file is complete and on disk.
+  CachedBoundaries(CacheOptions options, IoEngine& engine, RunMeters& meters,
+                   std::function<void(Boundary, const FileRecord&)> on_durable);
+  ~CachedBoundaries() override;  // waits for what is being written
+
+  std::unique_ptr<ActivationSource> inputs(HalfRange window) override;
+  std::unique_ptr<ActivationSource> targets(HalfRange window) override;
+  std::unique_ptr<ActivationSink> sink(Boundary boundary) override;
+
+  /// Boundaries for which sink() answers null. Set before the run.
+  void set_unwanted(std::function<bool(Boundary)> unwanted) { unwanted_ = std::move(unwanted); }
+
+  /// Waits until a boundary written by this job is durable; rethrows what went wrong. Returns at
+  /// once for one that was there before. Any thread but the HDF5 one.
+  void wait_durable(Boundary boundary);
+
+  /// Deletes the file if it exists. Any thread.
+  void expire(Boundary boundary);
+  std::filesystem::path path_of(Boundary boundary) const;
+
+ private:
+  class Source;
+  class Sink;
+  std::unique_ptr<ActivationSource> source(Boundary boundary);
+
+  CacheOptions options_;
+  IoEngine& engine_;
+  RunMeters& meters_;
+  std::function<void(Boundary, const FileRecord&)> on_durable_;
+  std::function<bool(Boundary)> unwanted_;
+  std::mutex mutex_;
+  std::map<Boundary, std::shared_future<void>> written_;
+  struct Quota;
+  std::shared_ptr<Quota> behind_;
+  tbb::global_control workers_ = enough_workers();
+  tbb::task_arena codec_;
+  SerialExecutor hdf5_;  // the one serial place of all HDF5 calls of this job
+};
+
+}  // namespace coppice

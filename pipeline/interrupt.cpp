@@ -1,0 +1,37 @@
+#include "pipeline/interrupt.h"
+
+#include <atomic>
+#include <csignal>
+
+#include "pipeline/graph/block_graph.h"
+
+namespace coppice {
+namespace {
+
+std::atomic<BlockGraph*> interruptible = nullptr;  // a handler can be reached no other way
+
+void on_signal(int) {
+  if (BlockGraph* graph = interruptible) graph->stop();
+}
+
+void install(void (*handler)(int), int flags) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+}  // namespace
+
+InterruptGuard::InterruptGuard(BlockGraph& graph) {
+  interruptible = &graph;
+  install(on_signal, SA_RESTART | int(SA_RESETHAND));
+}
+
+InterruptGuard::~InterruptGuard() {
+  install(SIG_DFL, 0);
+  interruptible = nullptr;
+}
+
+}  // namespace coppice

@@ -1,0 +1,25 @@
+// SIGINT and SIGTERM as a request to finish what is at work and stop.
+#pragma once
+
+#include <stdexcept>
+
+namespace coppice {
+
+class BlockGraph;
+
+/// Thrown where an interrupted command has nothing to continue from. Exit code 130.
+class Interrupted : public std::runtime_error {
+ public:
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+/// While it lives, the signals stop `graph`; a second signal has its default effect. One at a time.
+class InterruptGuard {
+ public:
+  explicit InterruptGuard(BlockGraph& graph);
+  ~InterruptGuard();
+  InterruptGuard(const InterruptGuard&) = delete;
+  InterruptGuard& operator=(const InterruptGuard&) = delete;
+};
+
+}  // namespace coppice

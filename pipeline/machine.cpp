@@ -1,0 +1,53 @@
+#include "pipeline/machine.h"
+
+#include "configs/errors.h"  // ConfigError
+#include "pipeline/telemetry/metered_engine.h"
+#include "storage/io/aligned_buffer.h"
+
+namespace coppice {
+namespace {
+
+EngineChoice engine_choice(const std::string& word) {
+  if (word == "auto") return EngineChoice::kAuto;
+  if (word == "uring") return EngineChoice::kUring;
+  if (word == "pread") return EngineChoice::kPread;
+  throw ConfigError("resources.io_engine: " + word + ": expected auto, uring or pread");
+}
+
+}  // namespace
+
+Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note) {
+  device_ = make_device({resources.device, resources.compute_dtype, resources.threads});
+  IoEngineOptions options;
+  options.engine = engine_choice(resources.io_engine);
+  options.on_fallback = std::move(note);
+  engine_ = std::make_unique<MeteredEngine>(make_io_engine(options), meters_.reads);
+}
+
+GraphOptions Machine::graph_options(const ResourceOptions& resources, uint64_t slot_bytes,
+                                    uint64_t output_bytes) {
+  GraphOptions options;
+  options.slab_bytes = resources.slab_bytes;
+  options.num_slabs = resources.num_slabs;
+  for (int i = 0; i < resources.prefetch_blocks; ++i) {
+    options.slots.push_back(device_->allocate_slot(slot_bytes));
+  }
+  for (int i = 0; i < resources.num_slabs; ++i) {
+    const auto slab = device_->allocate_slab(resources.slab_bytes);
+    if (!slab.empty()) options.slabs.push_back(slab);
+  }
+  if (!options.slabs.empty()) {
+    options.upload = [this](GraphSpan& span, std::span<const std::byte> slab,
+                            uint64_t slot_offset) {
+      device_->upload(slab, span.slot.data() + slot_offset);
+    };
+  }
+  if (output_bytes > 0) {
+    // One is written while the next is put together.
+    for (int i = 0; i < 2; ++i)
+      options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
+  }
+  return options;
+}
+
+}  // namespace coppice

@@ -1,0 +1,41 @@
+// The machinery a command streams a model with: device, I/O engine, threads, memory.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "configs/recipe.h"
+#include "pipeline/device/device.h"
+#include "pipeline/graph/block_graph.h"
+#include "pipeline/telemetry/meter.h"
+#include "storage/io/aligned_buffer.h"
+#include "storage/io/io_engine.h"
+
+namespace coppice {
+
+class Machine {
+ public:
+  /// `note` is told which fallbacks were taken. Throws ConfigError (no such device or engine),
+  /// IoError.
+  Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note);
+
+  Device& device() const { return *device_; }
+  IoEngine& engine() const { return *engine_; }
+  SerialExecutor& store_thread() { return store_; }
+  RunMeters& meters() { return meters_; }
+
+  /// Slots, slabs and output buffers of a graph. `output_bytes` 0: nothing is adapted. Memory is
+  /// allocated here, once, and lives as long as the machine.
+  GraphOptions graph_options(const ResourceOptions& resources, uint64_t slot_bytes,
+                             uint64_t output_bytes);
+
+ private:
+  RunMeters meters_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<IoEngine> engine_;
+  std::vector<AlignedBuffer> outputs_;
+  SerialExecutor store_{"store"};
+};
+
+}  // namespace coppice

@@ -1,0 +1,68 @@
+// Parse, dispatch, exit code.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "configs/errors.h"  // ConfigError
+#include "configs/recipe.h"  // nearest
+#include "pipeline/commands/command.h"
+#include "pipeline/errors.h"
+
+namespace {
+
+std::string quoted(const std::string& word) {
+  const bool plain =
+      !word.empty() && word.find_first_of(" \t\n'\"\\$`*?[](){}<>|&;#~!") == std::string::npos;
+  if (plain) return word;
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+void print_help() {
+  fmt::print(
+      "coppice {}: prunes and reconstructs language models larger than memory\n\n"
+      "usage: coppice COMMAND [--help]\n\n",
+      COPPICE_VERSION);
+  for (const coppice::Command& command : coppice::commands()) {
+    fmt::print("  {:<9}{}\n", command.name, command.help);
+  }
+}
+
+int dispatch(const std::vector<std::string>& words) {
+  if (words.size() < 2 || words[1] == "--help" || words[1] == "-h" || words[1] == "help") {
+    print_help();
+    return words.size() < 2 ? 2 : 0;
+  }
+  if (words[1] == "--version") {
+    fmt::print("{}\n", COPPICE_VERSION);
+    return 0;
+  }
+  std::string command_line;
+  for (const std::string& word : words)
+    command_line += (command_line.empty() ? "" : " ") + quoted(word);
+  std::vector<std::string> names;
+  for (const coppice::Command& command : coppice::commands()) {
+    if (words[1] == command.name)
+      return command.run({words.begin() + 2, words.end()}, command_line);
+    names.emplace_back(command.name);
+  }
+  throw coppice::ConfigError(fmt::format("{}: unknown command; did you mean {}? (there are: {})",
+                                         words[1], coppice::nearest(words[1], names),
+                                         fmt::join(names, ", ")));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return dispatch({argv, argv + argc});
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "coppice: {}\n", coppice::error_chain(error));
+    return coppice::exit_code(error);
+  }
+}

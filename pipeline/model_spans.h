@@ -1,0 +1,57 @@
+// A model cut into the spans that stream through the graph: rows of the embedding, blocks, chunks
+// of the head.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pipeline/source_model.h"
+#include "pipeline/token_windows.h"
+#include "storage/io/read_plan.h"
+
+namespace coppice {
+
+enum class SpanKind { kEmbed, kBlock, kHead };
+
+struct ModelSpan {
+  SpanKind kind = SpanKind::kBlock;
+  std::string name;             // "block 17", "embedding of windows 0-11", "head rows 0-8191"
+  int block = 0;                // kBlock
+  int64_t first = 0, last = 0;  // kEmbed: windows; kHead: vocabulary rows; [first, last)
+};
+
+/// What a span reads, and under which name each placement of the plan is found.
+struct SpanReads {
+  ReadPlan plan;
+  std::map<std::string, size_t> placement_of;    // tensor name → index into plan.placements
+  std::map<int32_t, size_t> placement_of_token;  // kEmbed: token id → index
+};
+
+/// Plans spans so that each fits a slot. Pure arithmetic on headers and token ids.
+class ModelSpans {
+ public:
+  /// `slot_bytes` is what the largest block needs, or what one window's rows need if that is more.
+  ModelSpans(const SourceModel& model, const TokenWindows& tokens);
+
+  uint64_t slot_bytes() const { return slot_bytes_; }
+  std::vector<ModelSpan> embed_spans() const;
+  ModelSpan block_span(int block) const;
+  std::vector<ModelSpan> head_spans() const;
+
+  SpanReads reads_of(const ModelSpan& span) const;
+
+ private:
+  SpanReads block_reads(int block) const;
+  SpanReads embed_reads(int64_t first, int64_t last) const;
+  SpanReads head_reads(int64_t first, int64_t last) const;
+  uint64_t row_bytes(const std::string& tensor) const;
+
+  const SourceModel& model_;
+  const TokenWindows& tokens_;
+  std::vector<uint64_t> file_bytes_;
+  uint64_t slot_bytes_ = 0;
+};
+
+}  // namespace coppice

@@ -1,0 +1,104 @@
+#include "pipeline/output_directory.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Weights in any form and our own files are made anew; everything else beside them is copied.
+bool is_side_file(const fs::path& path) {
+  const std::string name = path.filename();
+  const std::string extension = path.extension();
+  const bool is_weights = extension == ".safetensors" || extension == ".bin" ||
+                          extension == ".pt" || extension == ".pth" || extension == ".gguf" ||
+                          extension == ".h5" || extension == ".msgpack" ||
+                          name.ends_with(".index.json");
+  const bool is_ours = name == "README.md" || name == "recipe.yaml" ||
+                       name == "coppice_report.json" || name == "coppice_layers.csv";
+  return !is_weights && !is_ours && name[0] != '.' && extension != ".tmp";
+}
+
+void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
+  const at::Tensor host = tensor.to(at::kCPU).contiguous();
+  std::memcpy(destination.data(), host.const_data_ptr(), destination.size());
+}
+
+}  // namespace
+
+OutputDirectory::OutputDirectory(fs::path path, const SourceModel& model)
+    : path_(std::move(path)), model_(model) {}
+
+std::vector<TensorSpec> OutputDirectory::block_specs(int block) const {
+  std::vector<TensorSpec> specs;
+  for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
+    const TensorInfo& info = model_.checkpoint.tensor(tensor.name);
+    specs.push_back({info.name, info.dtype, info.shape});
+  }
+  return specs;
+}
+
+std::vector<std::string> OutputDirectory::outer_names() const {
+  std::vector<std::string> names;
+  for (const NamedShape& tensor : outer_tensors(model_.architecture)) names.push_back(tensor.name);
+  names.insert(names.end(), model_.unknown_tensors.begin(), model_.unknown_tensors.end());
+  return names;
+}
+
+uint64_t OutputDirectory::largest_image_bytes() const {
+  uint64_t largest = 0;
+  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+    largest = std::max(largest, ShardImage::bytes_needed(block_specs(block)));
+  }
+  return largest;
+}
+
+uint64_t OutputDirectory::total_bytes() const {
+  constexpr uint64_t kHeaderBytes = 64 << 10;
+  return model_.checkpoint.total_bytes() + uint64_t(num_shards()) * kHeaderBytes;
+}
+
+std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory,
+                                                           const GraphSpan& span,
+                                                           const Variant& variant,
+                                                           const Device& device) const {
+  const auto* work = static_cast<const SpanWork*>(span.work.get());
+  const std::vector<TensorSpec> specs = block_specs(work->span.block);
+  const ShardImage image(memory, specs);
+  for (const TensorSpec& spec : specs) {
+    const auto adapted = variant.adapted.find(spec.name);
+    copy_bytes(adapted != variant.adapted.end() ? adapted->second
+                                                : slot_tensor(span, model_, device, spec.name),
+               image.tensor(spec.name));
+  }
+  return image.bytes();
+}
+
+FileRecord OutputDirectory::write_block(int block, std::span<const std::byte> image) const {
+  return write_shard(path_ / block_shard(block), image);
+}
+
+FileRecord OutputDirectory::write_outer() const {
+  return copy_shard(path_ / outer_shard(), model_.checkpoint, outer_names());
+}
+
+void OutputDirectory::copy_side_files() const {
+  for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
+    if (!entry.is_regular_file() || !is_side_file(entry.path())) continue;
+    write_file(path_ / entry.path().filename(), read_file(entry.path()));
+  }
+}
+
+void OutputDirectory::write_index() const {
+  std::map<std::string, std::string> shard_of_tensor;
+  for (const std::string& name : outer_names()) shard_of_tensor[name] = outer_shard();
+  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+    for (const TensorSpec& spec : block_specs(block))
+      shard_of_tensor[spec.name] = block_shard(block);
+  }
+  coppice::write_index(path_, shard_of_tensor, model_.checkpoint.total_bytes());
+}
+
+}  // namespace coppice

@@ -1,0 +1,55 @@
+// The Hugging Face directory a run writes: one shard per block, one for the rest, index last.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pipeline/source_model.h"
+#include "pipeline/span_work.h"
+#include "stages/span_job.h"
+#include "storage/checkpoint/checkpoint_writer.h"
+
+namespace coppice {
+
+/// Shard names and their number are fixed by the headers, before the first byte is computed.
+class OutputDirectory {
+ public:
+  OutputDirectory(std::filesystem::path path, const SourceModel& model);
+
+  const std::filesystem::path& path() const { return path_; }
+  std::string outer_shard() const { return shard_name(0, num_shards()); }
+  std::string block_shard(int block) const { return shard_name(1 + block, num_shards()); }
+  int num_shards() const { return int(model_.architecture.num_blocks) + 1; }
+
+  /// Memory for the largest block's shard.
+  uint64_t largest_image_bytes() const;
+  /// Bytes the finished directory takes, near enough to ask the disk for.
+  uint64_t total_bytes() const;
+
+  /// Lays a block's shard out in `memory`: adapted tensors from `variant`, all others byte for byte
+  /// from the span's slot. On the device's thread. Returns the image.
+  std::span<const std::byte> assemble_block(std::span<std::byte> memory, const GraphSpan& span,
+                                            const Variant& variant, const Device& device) const;
+  FileRecord write_block(int block, std::span<const std::byte> image) const;
+
+  /// Everything outside the blocks, and what nobody knows, unchanged.
+  FileRecord write_outer() const;
+
+  /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim.
+  void copy_side_files() const;
+
+  /// Last: from here on the directory loads.
+  void write_index() const;
+
+ private:
+  std::vector<TensorSpec> block_specs(int block) const;
+  std::vector<std::string> outer_names() const;
+
+  std::filesystem::path path_;
+  const SourceModel& model_;
+};
+
+}  // namespace coppice

@@ -1,0 +1,339 @@
+#include "pipeline/prune_run.h"
+
+#include <fmt/format.h>
+#include <torch/version.h>
+
+#include <chrono>
+
+#include "pipeline/device/product_probe.h"
+#include "pipeline/graph/cached_activations.h"
+#include "pipeline/interrupt.h"
+#include "pipeline/machine.h"
+#include "pipeline/output_directory.h"
+#include "pipeline/run_checks.h"
+#include "pipeline/span_work.h"
+#include "pipeline/telemetry/model_card.h"
+#include "pipeline/telemetry/run_report.h"
+#include "pipeline/token_windows.h"
+#include "stages/stage_table.h"
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// Raised whenever the same recipe would give other bytes than before.
+constexpr int kNumericsVersion = 1;
+
+class PruneRun {
+ public:
+  explicit PruneRun(const PruneRunOptions& options);
+  RunResult execute();
+
+ private:
+  Fingerprint fingerprint() const;
+  CacheOptions cache_options() const;
+  void choose_spans();
+  bool is_unwanted(Boundary boundary) const;
+  bool to_adapt(const ModelSpan& span) const {
+    return span.kind == SpanKind::kBlock && !state_->has_block(span.block);
+  }
+  GraphResult stream();
+  void run_stage(const Stage& stage, WindowJob& job);
+  void forward(GraphSpan& span);
+  void adapt(GraphSpan& span);
+  void store(GraphSpan& span);
+  void expire_before(int half);
+  json finish();
+  json report_head() const;
+
+  // What an adapted block hands from the device's thread to the store's.
+  struct Adapted {
+    std::span<const std::byte> image;
+    json report;
+  };
+
+  const PruneRunOptions& options_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  SourceModel model_;
+  TokenWindows tokens_;
+  Progress progress_;
+  Machine machine_;
+  ModelSpans planner_;
+  OutputDirectory output_;
+  at::ScalarType compute_;
+  RotaryTable rotary_;
+  std::unique_ptr<Stage> forward_stage_, forward_only_;
+  std::vector<std::unique_ptr<Stage>> adapt_stages_;
+  std::unique_ptr<RunState> state_;
+  std::unique_ptr<CachedBoundaries> boundaries_;
+  std::unique_ptr<ActivationSink> embedding_;  // open while the embedding's spans pass
+  std::vector<ModelSpan> spans_;
+  std::map<int, Adapted> adapted_;  // by block; device's thread puts, store's thread takes
+  std::mutex adapted_mutex_;
+  std::string at_work_;
+  int windows_read_ = 0;
+  std::map<std::string, StageTotals> stage_totals_;  // device's thread
+  double product_rate_ = 0;                          // FLOP/s; 0: not measured
+};
+
+PruneRun::PruneRun(const PruneRunOptions& options)
+    : options_(options),
+      model_(open_model(options.model, options.architecture)),
+      tokens_((require_resumable(options.work, options.resume, options.resume_command),
+               check_output_directory(options.output, options.work),
+               calibration_windows({options.dataset, options.model, options.work / "tokens"},
+                                   options.recipe.calibration, model_.architecture))),
+      progress_(options.verbosity, int(model_.architecture.num_blocks)),
+      machine_(options.recipe.resources, [this](const std::string& line) { progress_.note(line); }),
+      planner_(model_, tokens_),
+      output_(options.output, model_),
+      compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
+  check_against_model(options.recipe, model_.architecture, tokens_);
+}
+
+Fingerprint PruneRun::fingerprint() const {
+  Fingerprint print = fingerprint_checkpoint(model_.checkpoint);
+  for (const RecipeKey& key : recipe_keys()) {
+    if (key.changes_output) print["recipe." + key.path()] = key.get(options_.recipe);
+  }
+  print["calibration.tokens"] = tokens_.xxh3_128;
+  // Everything else that changes bits: instruction set, threads inside an operation, libraries.
+  print["numerics"] =
+      fmt::format("version={} torch={} {} compute={}", kNumericsVersion, TORCH_VERSION,
+                  machine_.device().numerics(), c10::toString(compute_));
+  return print;
+}
+
+CacheOptions PruneRun::cache_options() const {
+  CacheOptions options;
+  options.directory = options_.work;
+  options.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
+                   model_.architecture.dtype};
+  options.compute = compute_;
+  return options;
+}
+
+// Odd boundaries are only targets of half-blocks; the last one is only a target.
+bool PruneRun::is_unwanted(Boundary boundary) const {
+  const WindowKind window = options_.recipe.reconstruct.window;
+  if (boundary.half == 0) return false;
+  const int block = (boundary.half - 1) / 2;
+  if (boundary.half % 2 == 1) return window != WindowKind::kHalfBlock || state_->has_block(block);
+  return block + 1 == model_.architecture.num_blocks &&
+         (window == WindowKind::kNone || state_->has_block(block));
+}
+
+// From the first block without a record, or from the last boundary before it that is still there.
+void PruneRun::choose_spans() {
+  const int num_blocks = int(model_.architecture.num_blocks);
+  int first = 0;
+  while (first < num_blocks && state_->has_block(first)) ++first;
+  if (first == num_blocks) return;
+  while (first > 0 && !state_->has_boundary({Stream::kDense, 2 * first})) --first;
+  if (!state_->has_boundary({Stream::kDense, 2 * first})) spans_ = planner_.embed_spans();
+  for (int block = first; block < num_blocks; ++block) spans_.push_back(planner_.block_span(block));
+  expire_before(2 * first);
+}
+
+void PruneRun::expire_before(int half) {
+  for (int i = 0; i < half; ++i) boundaries_->expire({Stream::kDense, i});
+}
+
+GraphResult PruneRun::stream() {
+  if (spans_.empty()) return {};  // every block is there: only the end was missing
+  GraphWork work;
+  work.num_spans = int(spans_.size());
+  work.plan = [this](GraphSpan& span) { plan_span(span, planner_, spans_[size_t(span.index)]); };
+  work.forward = [this](GraphSpan& span) { forward(span); };
+  work.adapt = [this](GraphSpan& span) { adapt(span); };
+  work.store = [this](GraphSpan& span) { store(span); };
+  BlockGraph graph(machine_.graph_options(options_.recipe.resources, planner_.slot_bytes(),
+                                          output_.largest_image_bytes()),
+                   std::move(work), model_.checkpoint.files(), machine_.engine(),
+                   machine_.device().executor(), machine_.store_thread());
+  const InterruptGuard guard(graph);
+  return graph.run();
+}
+
+void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
+  at_work_ = fmt::format("block {}: {}", job.halves.first_block(), stage.name());
+  windows_read_ = 0;
+  StageTotals& totals = stage_totals_[std::string(stage.name())];
+  const auto start = std::chrono::steady_clock::now();
+  stage.run(job);
+  totals.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  totals.flop += stage
+                     .cost({model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
+                            int64_t(c10::elementSize(compute_))})
+                     .flop;
+}
+
+void PruneRun::forward(GraphSpan& span) {
+  const Stopwatch busy(machine_.meters().device_busy);
+  const ModelSpan& what = work_of(span).span;
+  if (what.kind == SpanKind::kEmbed) {
+    if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0});
+    embed_windows(span, model_, tokens_, machine_.device(), *embedding_);
+    if (what.last == tokens_.count()) embedding_.reset();
+    return;
+  }
+  std::vector<Variant> variants;
+  if (to_adapt(what)) {
+    Variant variant;
+    variant.prune = options_.recipe.prune;
+    variant.reconstruct = options_.recipe.reconstruct;
+    variants.push_back(std::move(variant));
+  }
+  start_job(span, model_, machine_.device(), rotary_, *boundaries_, std::move(variants));
+  WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
+  run_stage(to_adapt(what) ? *forward_stage_ : *forward_only_, job);
+}
+
+void PruneRun::adapt(GraphSpan& span) {
+  SpanWork& work = work_of(span);
+  if (work.job == nullptr) return;
+  const Stopwatch busy(machine_.meters().device_busy);
+  SpanJob& job = *work.job;
+  for (Variant& variant : job.variants) {
+    for (const HalfRange& window : windows_of(job.halves, options_.recipe.reconstruct.window)) {
+      WindowJob window_job{job, window, &variant};
+      for (const auto& stage : adapt_stages_) run_stage(*stage, window_job);
+    }
+    Adapted adapted{output_.assemble_block(span.output, span, variant, machine_.device()),
+                    block_report(work.span.block, variant)};
+    std::lock_guard lock(adapted_mutex_);
+    adapted_[work.span.block] = std::move(adapted);
+  }
+  work.job.reset();
+}
+
+void PruneRun::store(GraphSpan& span) {
+  const int block = work_of(span).span.block;
+  std::unique_lock lock(adapted_mutex_);
+  auto adapted = adapted_.extract(block);
+  lock.unlock();
+  if (adapted.empty() || work_of(span).span.kind != SpanKind::kBlock) return;
+  const Boundary next{Stream::kDense, 2 * block + 2};
+  FileRecord file;
+  {
+    const Stopwatch busy(machine_.meters().writes);
+    file = output_.write_block(block, adapted.mapped().image);
+  }
+  machine_.meters().writes.add_bytes(file.bytes);
+  // The block's record lets its input go, so what the next block reads must be there first.
+  if (!is_unwanted(next)) boundaries_->wait_durable(next);
+  state_->record_block(block, file, adapted.mapped().report);
+  for (int half = 2 * block; half < 2 * block + 2; ++half)
+    boundaries_->expire({Stream::kDense, half});
+  progress_.done(block_line(adapted.mapped().report, int(model_.architecture.num_blocks)));
+}
+
+json PruneRun::report_head() const {
+  const Device& device = machine_.device();
+  const Architecture& architecture = model_.architecture;
+  uint64_t parameters = 0;
+  for (const SafetensorsHeader& header : model_.checkpoint.headers()) {
+    for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
+  }
+  return {{"version", COPPICE_VERSION},
+          {"command", options_.command},
+          {"model",
+           {{"path", options_.model.string()},
+            {"architecture", architecture.family},
+            {"parameters", parameters},
+            {"sha256", sha256_file(model_.checkpoint.index_path())}}},
+          {"machine",
+           {{"device", device.name()},
+            {"description", device.description()},
+            {"compute_dtype", c10::toString(compute_)},
+            {"product_flop_per_second", product_rate_},
+            {"io_engine", machine_.engine().name()}}},
+          {"recipe", recipe_json(options_.recipe)},
+          {"calibration",
+           {{"nsamples", tokens_.count()},
+            {"seqlen", tokens_.seqlen},
+            {"tokens", tokens_.ids.size()},
+            {"dataset_sha256", tokens_.dataset_sha256}}}};
+}
+
+// Everything but the index first: the directory loads the moment it is complete.
+json PruneRun::finish() {
+  RunTotals totals;
+  totals.wall_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  totals.device_idle_seconds = machine_.device().executor().idle_seconds();
+  totals.resumed = state_->is_resumed();
+  totals.stages = stage_totals_;
+  const json report =
+      run_report(report_head(), state_->block_reports(), totals_report(machine_.meters(), totals));
+  output_.copy_side_files();
+  const fs::path base_card = options_.model / "README.md";
+  write_file(options_.output / "recipe.yaml", write_recipe(options_.recipe));
+  write_file(options_.output / "README.md",
+             model_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
+  write_file(options_.output / "coppice_layers.csv", layers_csv(state_->block_reports()));
+  write_file(options_.output / "coppice_report.json", report.dump(2) + "\n");
+  write_file(options_.work / "coppice_report.json", report.dump(2) + "\n");
+  output_.write_index();
+  state_->record_finished();
+  boundaries_.reset();
+  for (int half = 0; half <= 2 * int(model_.architecture.num_blocks); ++half) {
+    fs::remove(options_.work / (to_string({Stream::kDense, half}) + ".h5"));
+  }
+  fs::remove_all(options_.work / "tokens");
+  return report;
+}
+
+RunResult PruneRun::execute() {
+  state_ = std::make_unique<RunState>(options_.work, options_.output, fingerprint(),
+                                      options_.resume, options_.resume_command);
+  const ResourceOptions& resources = options_.recipe.resources;
+  if (resources.ram_budget_bytes + resources.vram_budget_bytes + resources.disk_budget_bytes > 0) {
+    progress_.note("budgets are not enforced yet: this run takes what it needs");
+  }
+  if (state_->is_finished()) return {RunOutcome::kAlreadyFinished, {}};
+  remove_unfinished(options_.work);
+  remove_unfinished(options_.output);
+  check_space(options_.output, state_->is_resumed() ? 0 : output_.total_bytes(), "the output");
+  check_space(options_.work, 4 * cache_options().shape.chunk_bytes() * uint64_t(tokens_.count()),
+              "the activation cache");
+  if (!state_->has_outer()) state_->record_outer(output_.write_outer());
+
+  CacheOptions cache = cache_options();
+  cache.device = machine_.device().where();
+  cache.on_read = [this](int windows) {
+    windows_read_ += windows;
+    progress_.now(fmt::format("{} {} windows", at_work_, windows_read_));
+  };
+  boundaries_ =
+      std::make_unique<CachedBoundaries>(std::move(cache), machine_.engine(), machine_.meters(),
+                                         [this](Boundary boundary, const FileRecord& file) {
+                                           state_->record_boundary(boundary, file);
+                                         });
+  boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
+
+  forward_stage_ = forward_stage(options_.recipe.prune);
+  forward_only_ = forward_stage({.method = PruneMethod::kMagnitude});
+  adapt_stages_ = adapt_stages(options_.recipe.prune, options_.recipe.reconstruct);
+  machine_.device().executor().run([this] {
+    rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
+                                tokens_.seqlen, compute_, machine_.device().where());
+    if (options_.measure_products) {
+      const Architecture& shape = model_.architecture;
+      product_rate_ =
+          product_rate(machine_.device(), compute_, tokens_.seqlen * 2, shape.hidden, shape.ffn);
+    }
+  });
+  choose_spans();
+  const GraphResult result = stream();
+  if (result.skipped > 0) return {RunOutcome::kInterrupted, {}};
+  return {RunOutcome::kFinished, finish()};
+}
+
+}  // namespace
+
+RunResult prune_run(const PruneRunOptions& options) { return PruneRun(options).execute(); }
+
+}  // namespace coppice

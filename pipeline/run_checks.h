@@ -1,0 +1,29 @@
+// What a run refuses before its first read, and what it tidies up.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "configs/recipe.h"
+#include "pipeline/token_windows.h"
+
+namespace coppice {
+
+/// What only shows itself once recipe, model and tokens are seen together: an M that does not
+/// divide, no linear left to prune, windows longer than the model's positions. Throws ConfigError.
+void check_against_model(const Recipe& recipe, const Architecture& architecture,
+                         const TokenWindows& tokens);
+
+/// Throws IoError (no space left) naming what needs how much, and how much is free.
+void check_space(const std::filesystem::path& directory, uint64_t needed_bytes,
+                 const std::string& what);
+
+/// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
+/// journal lies in `work`.
+void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work);
+
+/// Removes the *.tmp files that a killed run was writing when it died.
+void remove_unfinished(const std::filesystem::path& directory);
+
+}  // namespace coppice

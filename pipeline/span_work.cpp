@@ -1,0 +1,83 @@
+#include "pipeline/span_work.h"
+
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+
+namespace coppice {
+
+SpanWork& work_of(GraphSpan& span) { return *static_cast<SpanWork*>(span.work.get()); }
+
+void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what) {
+  auto work = std::make_shared<SpanWork>();
+  work->span = what;
+  span.name = what.name;
+  work->reads = spans.reads_of(what);
+  span.plan = work->reads.plan;
+  span.work = work;
+}
+
+namespace {
+
+const SpanReads& reads_of(const GraphSpan& span) {
+  return static_cast<const SpanWork*>(span.work.get())->reads;
+}
+
+std::span<std::byte> placed(const GraphSpan& span, size_t index) {
+  const Placement& placement = span.plan.placements[index];
+  return span.slot.subspan(placement.slot_offset, placement.bytes);
+}
+
+}  // namespace
+
+at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const Device& device,
+                       const std::string& name) {
+  const TensorInfo& info = model.checkpoint.tensor(name);
+  const std::span<std::byte> bytes = placed(span, reads_of(span).placement_of.at(name));
+  std::vector<int64_t> shape = info.shape;
+  // A chunk of the head holds some of the rows.
+  if (bytes.size() < info.bytes)
+    shape[0] = int64_t(bytes.size() / (info.bytes / uint64_t(shape[0])));
+  return device.view(bytes, shape, scalar_type(info.dtype));
+}
+
+void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
+                   const Device& device, ActivationSink& sink) {
+  const ModelSpan& what = static_cast<const SpanWork*>(span.work.get())->span;
+  const auto dtype = scalar_type(model.checkpoint.tensor(model.architecture.embedding).dtype);
+  const std::map<int32_t, size_t>& placement_of = reads_of(span).placement_of_token;
+  for (int64_t window = what.first; window < what.last; ++window) {
+    std::map<int32_t, int64_t> row_of;
+    std::vector<at::Tensor> rows;  // [hidden] each, the distinct tokens of this window
+    std::vector<int64_t> index;
+    for (const int32_t token : tokens.window(window)) {
+      const auto [found, is_new] = row_of.emplace(token, int64_t(rows.size()));
+      if (is_new) {
+        rows.push_back(
+            device.view(placed(span, placement_of.at(token)), {model.architecture.hidden}, dtype));
+      }
+      index.push_back(found->second);
+    }
+    const at::Tensor order = at::tensor(index, at::kLong).to(device.where());
+    sink.write(int(window), at::stack(rows).index_select(0, order));
+  }
+}
+
+void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
+               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants) {
+  SpanWork& work = work_of(span);
+  const int block = work.span.block;
+  const auto tensor = [&](const std::string& name) {
+    return slot_tensor(span, model, device, name);
+  };
+  work.job = std::unique_ptr<SpanJob>(
+      new SpanJob{.halves = {2 * block, 2 * block + 2},
+                  .architecture = model.architecture,
+                  .dense = gather_block(model.architecture, block, tensor),
+                  .compute = device.compute_dtype(scalar_type(model.architecture.dtype)),
+                  .rotary = rotary,
+                  .boundaries = boundaries,
+                  .statistics = {},
+                  .variants = std::move(variants)});
+}
+
+}  // namespace coppice

@@ -1,0 +1,39 @@
+// What the graph's forward does with each kind of span.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "pipeline/device/device.h"
+#include "pipeline/graph/block_graph.h"
+#include "pipeline/model_spans.h"
+#include "stages/span_job.h"
+
+namespace coppice {
+
+/// Travels as GraphSpan::work.
+struct SpanWork {
+  ModelSpan span;
+  SpanReads reads;
+  std::unique_ptr<SpanJob> job;  // blocks only, from forward on
+};
+
+/// Prepares a span of the graph: its name, reads and work.
+void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what);
+
+SpanWork& work_of(GraphSpan& span);
+
+/// A tensor of the span's slot by name. Valid while the span holds its slot.
+at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const Device& device,
+                       const std::string& name);
+
+/// Writes x_0 of the span's windows: the rows of the embedding that their tokens ask for.
+void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
+                   const Device& device, ActivationSink& sink);
+
+/// Makes the SpanJob of a block: its weights are views of the slot.
+void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
+               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants);
+
+}  // namespace coppice

@@ -1,0 +1,49 @@
+// coppice_report.json and coppice_layers.csv: what a run did, with stable keys in SI units.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "configs/recipe.h"
+#include "pipeline/telemetry/meter.h"
+#include "stages/span_job.h"
+
+namespace coppice {
+
+/// What one stage did in all: its time on the device's thread, waits included, and its own count of
+/// FLOP.
+struct StageTotals {
+  double seconds = 0;
+  double flop = 0;
+};
+
+/// Totals of the process that wrote them; a resumed run says so.
+struct RunTotals {
+  double wall_seconds = 0;
+  double device_idle_seconds = 0;  // of the device's thread between tasks
+  uint64_t peak_device_bytes = 0;
+  bool resumed = false;
+  std::map<std::string, StageTotals> stages;
+};
+
+/// The part of one block: what the journal keeps and the report lists. Keys as in the README.
+nlohmann::json block_report(int block, const Variant& variant);
+
+nlohmann::json totals_report(const RunMeters& meters, const RunTotals& totals);
+
+/// `head` holds version, command, model, recipe, calibration, machine; blocks are added in order.
+nlohmann::json run_report(nlohmann::json head, const std::map<int, nlohmann::json>& blocks,
+                          const nlohmann::json& totals);
+
+/// Every key of the recipe by section, numbers as numbers.
+nlohmann::json recipe_json(const Recipe& recipe);
+
+/// One block for a person: "block 7/30: 50.0 % zeros; attention held-out loss 0.0123 -> 0.0045; …".
+std::string block_line(const nlohmann::json& block_report, int num_blocks);
+
+/// One line per linear: block, name, method, pattern, sparsity.
+std::string layers_csv(const std::map<int, nlohmann::json>& blocks);
+
+}  // namespace coppice

@@ -1,0 +1,290 @@
+// The laws of the graph, with callables that need no tensors and an engine that can be made to
+// fail.
+#include "pipeline/graph/block_graph.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <latch>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "pipeline/errors.h"
+#include "storage/errors.h"
+#include "storage/io/aligned_buffer.h"
+#include "tests/support/temp_dir.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kSpanBytes = 64 << 10;
+
+std::byte content(uint64_t offset) { return std::byte(uint8_t(offset * 2654435761u >> 13)); }
+
+// Passes reads on, tells the test of each, fails the one it is told to.
+class SpyEngine final : public IoEngine {
+ public:
+  explicit SpyEngine(std::unique_ptr<IoEngine> engine) : engine_(std::move(engine)) {}
+  std::string_view name() const override { return "spy"; }
+
+  void submit(ReadBatch batch, ReadCompletion done) override {
+    const uint64_t offset = batch.reads.front().offset;
+    if (on_submit) on_submit(offset);
+    if (offset == failing_offset) {
+      const auto failure = std::make_exception_ptr(IoError("read", "shard", 5, offset, 1));
+      engine_->submit(std::move(batch), [done = std::move(done), failure](ReadBatch b, auto) {
+        done(std::move(b), failure);
+      });
+      return;
+    }
+    engine_->submit(std::move(batch), std::move(done));
+  }
+
+  std::function<void(uint64_t offset)> on_submit;
+  uint64_t failing_offset = UINT64_MAX;
+
+ private:
+  std::unique_ptr<IoEngine> engine_;
+};
+
+class BlockGraphTest : public ::testing::Test {
+ protected:
+  static constexpr int kSpans = 7;
+
+  BlockGraphTest() : engine_(make_io_engine({})) {
+    const auto path = dir_ / "shard";
+    std::ofstream out(path, std::ios::binary);
+    for (uint64_t i = 0; i < kSpans * kSpanBytes; ++i) out.put(char(content(i)));
+    out.close();
+    files_.push_back(std::make_unique<ReadFile>(path));
+    work_.num_spans = kSpans;
+    work_.plan = [](GraphSpan& span) {
+      span.name = "block " + std::to_string(span.index);
+      const Extent extent{0, span.index * kSpanBytes, kSpanBytes};
+      const uint64_t bytes = kSpans * kSpanBytes;
+      ReadPlanOptions options;
+      options.max_read_bytes = 16 << 10;
+      span.plan = plan_reads({&extent, 1}, {&bytes, 1}, options);
+    };
+    work_.forward = [this](GraphSpan& span) { note("forward", span); };
+    work_.adapt = [this](GraphSpan& span) { note("adapt", span); };
+    work_.store = [this](GraphSpan& span) { note("store", span); };
+  }
+
+  GraphOptions options(int slots) {
+    GraphOptions options;
+    options.slab_bytes = 32 << 10;
+    options.num_slabs = 2;
+    for (int i = 0; i < slots; ++i)
+      options.slots.push_back(memory_.emplace_back(kSpanBytes).span());
+    options.outputs.push_back(memory_.emplace_back(4096).span());
+    return options;
+  }
+
+  GraphResult run(GraphOptions options) {
+    BlockGraph graph(std::move(options), work_, files_, engine_, device_, store_);
+    graph_ = &graph;
+    return graph.run();
+  }
+
+  void note(const std::string& step, const GraphSpan& span) {
+    std::lock_guard lock(mutex_);
+    steps_[step].push_back(span.index);
+  }
+
+  testing::TempDir dir_;
+  std::vector<std::unique_ptr<ReadFile>> files_;
+  std::vector<AlignedBuffer> memory_ = [] {
+    std::vector<AlignedBuffer> v;
+    v.reserve(16);
+    return v;
+  }();
+  SpyEngine engine_;
+  SerialExecutor device_{"device"};
+  SerialExecutor store_{"store"};
+  GraphWork work_;
+  BlockGraph* graph_ = nullptr;
+  std::mutex mutex_;
+  std::map<std::string, std::vector<int>> steps_;
+};
+
+TEST_F(BlockGraphTest, EverySpanPassesEveryStepOnceInOrder) {
+  const GraphResult result = run(options(2));
+  EXPECT_EQ(result.retired, kSpans);
+  EXPECT_EQ(result.skipped, 0);
+  for (const char* step : {"forward", "adapt", "store"}) {
+    EXPECT_THAT(steps_[step], ElementsAre(0, 1, 2, 3, 4, 5, 6)) << step;
+  }
+}
+
+TEST_F(BlockGraphTest, ForwardSeesTheBytesOfTheFile) {
+  int wrong = 0;
+  work_.forward = [&](GraphSpan& span) {
+    const std::byte* bytes = span.slot.data() + span.plan.placements[0].slot_offset;
+    for (uint64_t i = 0; i < kSpanBytes; ++i)
+      wrong += bytes[i] != content(span.index * kSpanBytes + i);
+  };
+  run(options(2));
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(BlockGraphTest, NeverHoldsMoreSlotsAndSlabsThanPlanned) {
+  for (const int slots : {1, 2, 3}) {
+    const GraphResult result = run(options(slots));
+    EXPECT_LE(result.most_slots_in_use, slots);
+    EXPECT_LE(result.most_slabs_in_use, 2);
+    EXPECT_EQ(result.retired, kSpans);
+  }
+}
+
+// The compute of block 0 waits until the engine has seen a read of block 1: only a graph that reads
+// ahead gets past it.
+TEST_F(BlockGraphTest, NextBlockIsReadWhileThisOneComputes) {
+  std::latch read_of_next(1);
+  std::atomic<bool> seen = false;
+  engine_.on_submit = [&](uint64_t offset) {
+    if (offset >= kSpanBytes && !seen.exchange(true)) read_of_next.count_down();
+  };
+  work_.forward = [&](GraphSpan& span) {
+    if (span.index == 0) read_of_next.wait();
+  };
+  EXPECT_EQ(run(options(2)).retired, kSpans);
+}
+
+TEST_F(BlockGraphTest, OneSlotReadsNothingAheadAndStillFinishes) {
+  std::atomic<int> computing = -1;
+  std::atomic<int> early = 0;
+  engine_.on_submit = [&](uint64_t offset) {
+    if (computing >= 0 && int(offset / kSpanBytes) != computing) ++early;
+  };
+  work_.forward = [&](GraphSpan& span) { computing = span.index; };
+  work_.adapt = [&](GraphSpan&) { computing = -1; };
+  EXPECT_EQ(run(options(1)).retired, kSpans);
+  EXPECT_EQ(early, 0);
+}
+
+TEST_F(BlockGraphTest, AdvanceAfterAdaptKeepsTheNextForwardBehindThisAdaptation) {
+  std::vector<std::string> order;
+  work_.forward = [&](GraphSpan& span) { order.push_back("f" + std::to_string(span.index)); };
+  work_.adapt = [&](GraphSpan& span) { order.push_back("a" + std::to_string(span.index)); };
+  work_.num_spans = 3;
+  run(options(2));
+  EXPECT_THAT(order, ElementsAre("f0", "a0", "f1", "a1", "f2", "a2"));
+}
+
+TEST_F(BlockGraphTest, ForwardOfTheNextMayRunBesideAnAdaptationWhenAskedTo) {
+  // The device's thread is one, so beside means: queued without waiting for the adaptation's end.
+  GraphOptions opts = options(2);
+  opts.advance = Advance::kAfterForward;
+  EXPECT_EQ(run(std::move(opts)).retired, kSpans);
+  EXPECT_THAT(steps_["forward"], ElementsAre(0, 1, 2, 3, 4, 5, 6));
+}
+
+TEST_F(BlockGraphTest, WithoutAdaptTheGraphEndsAfterForward) {
+  work_.adapt = nullptr;
+  work_.store = nullptr;
+  EXPECT_EQ(run(options(2)).retired, kSpans);
+  EXPECT_THAT(steps_["forward"], ElementsAre(0, 1, 2, 3, 4, 5, 6));
+}
+
+TEST_F(BlockGraphTest, ASpanWithoutReadsPassesToo) {
+  const auto plan = work_.plan;
+  work_.plan = [&](GraphSpan& span) {
+    plan(span);
+    if (span.index % 2 == 1) span.plan = {};
+  };
+  EXPECT_EQ(run(options(2)).retired, kSpans);
+}
+
+TEST_F(BlockGraphTest, FailedReadNamesBlockAndKeepsTheCause) {
+  engine_.failing_offset = 3 * kSpanBytes;
+  try {
+    run(options(2));
+    FAIL() << "nothing was thrown";
+  } catch (const BlockError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("block 3, read"));
+    EXPECT_THROW(std::rethrow_if_nested(error), IoError);
+  }
+  EXPECT_THAT(steps_["store"], ElementsAre(0, 1, 2));
+}
+
+class BlockGraphFailure : public BlockGraphTest,
+                          public ::testing::WithParamInterface<const char*> {};
+
+// An exception in any step with reads outstanding: no hang, what was before it is stored, nothing
+// after.
+TEST_P(BlockGraphFailure, InOneStepLeavesTheSpansBeforeItStored) {
+  const std::string failing = GetParam();
+  const auto failing_step = [&, this](const std::string& step) {
+    return [&, step, this](GraphSpan& span) {
+      if (step == failing && span.index == 2) throw std::runtime_error("on purpose");
+      note(step, span);
+    };
+  };
+  const auto plan = work_.plan;
+  work_.plan = [&](GraphSpan& span) {
+    plan(span);
+    if (failing == "plan" && span.index == 2) throw std::runtime_error("on purpose");
+  };
+  work_.forward = failing_step("forward");
+  work_.adapt = failing_step("adapt");
+  work_.store = failing_step("store");
+  try {
+    run(options(2));
+    FAIL() << "nothing was thrown";
+  } catch (const BlockError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("2, " + failing));
+  }
+  EXPECT_THAT(steps_["store"], ElementsAre(0, 1));
+}
+INSTANTIATE_TEST_SUITE_P(Steps, BlockGraphFailure,
+                         ::testing::Values("plan", "forward", "adapt", "store"));
+
+TEST_F(BlockGraphTest, StopFinishesTheAdaptationAtWorkAndSkipsTheRest) {
+  work_.adapt = [&](GraphSpan& span) {
+    if (span.index == 2) graph_->stop();
+    note("adapt", span);
+  };
+  const GraphResult result = run(options(2));
+  EXPECT_EQ(result.retired, kSpans);
+  EXPECT_EQ(result.skipped, kSpans - 3);
+  EXPECT_THAT(steps_["store"], ElementsAre(0, 1, 2));
+}
+
+TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
+  GraphOptions opts = options(2);
+  for (int i = 0; i < opts.num_slabs; ++i)
+    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  std::atomic<int> uploads = 0;
+  opts.upload = [&](GraphSpan& span, std::span<const std::byte> slab, uint64_t offset) {
+    std::memcpy(span.slot.data() + offset, slab.data(), slab.size());
+    ++uploads;
+  };
+  int wrong = 0;
+  work_.forward = [&](GraphSpan& span) {
+    const std::byte* bytes = span.slot.data() + span.plan.placements[0].slot_offset;
+    for (uint64_t i = 0; i < kSpanBytes; ++i)
+      wrong += bytes[i] != content(span.index * kSpanBytes + i);
+  };
+  EXPECT_EQ(run(std::move(opts)).retired, kSpans);
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(uploads, kSpans * 2);
+}
+
+TEST_F(BlockGraphTest, APlanLargerThanASlotIsRefused) {
+  GraphOptions opts = options(2);
+  for (auto& slot : opts.slots) slot = slot.first(kSpanBytes / 2);
+  EXPECT_THROW(run(std::move(opts)), BlockError);
+  EXPECT_THAT(steps_["forward"], IsEmpty());
+}
+
+}  // namespace
+}  // namespace coppice

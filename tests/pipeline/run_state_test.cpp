@@ -1,0 +1,92 @@
+#include "pipeline/run_state.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "configs/errors.h"
+#include "storage/io/file.h"
+#include "tests/support/temp_dir.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::HasSubstr;
+
+class RunStateTest : public ::testing::Test {
+ protected:
+  RunState open(Resume resume, const Fingerprint& fingerprint = {{"recipe.lr", "0.1"}}) {
+    return RunState(dir_ / "work", dir_ / "out", fingerprint, resume, "coppice run --resume");
+  }
+  template <typename Action>
+  std::string refusal(Action action) {
+    try {
+      action();
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "nothing was refused";
+  }
+
+  testing::TempDir dir_;
+};
+
+TEST_F(RunStateTest, RemembersWhatWasRecorded) {
+  {
+    RunState state = open(Resume::kNo);
+    EXPECT_FALSE(state.is_resumed());
+    state.record_outer(write_file(dir_ / "out/outer", "abc"));
+    state.record_boundary({Stream::kDense, 4}, write_file(dir_ / "work/dense.4.h5", "x"));
+    state.record_block(1, write_file(dir_ / "out/shard", "def"), {{"block", 1}});
+  }
+  RunState state = open(Resume::kYes);
+  EXPECT_TRUE(state.is_resumed());
+  EXPECT_TRUE(state.has_outer());
+  EXPECT_TRUE(state.has_boundary({Stream::kDense, 4}));
+  EXPECT_FALSE(state.has_boundary({Stream::kPropagated, 4}));
+  EXPECT_TRUE(state.has_block(1));
+  EXPECT_FALSE(state.has_block(0));
+  EXPECT_EQ(state.block_reports().at(1).at("block"), 1);
+  EXPECT_FALSE(state.is_finished());
+}
+
+TEST_F(RunStateTest, RecordWithoutItsFileDoesNotCount) {
+  {
+    RunState state = open(Resume::kNo);
+    state.record_block(0, write_file(dir_ / "out/lost", "abc"), {{"block", 0}});
+    state.record_block(1, write_file(dir_ / "out/cut", "abc"), {{"block", 1}});
+  }
+  std::filesystem::remove(dir_ / "out/lost");
+  std::filesystem::resize_file(dir_ / "out/cut", 1);
+  RunState state = open(Resume::kYes);
+  EXPECT_FALSE(state.has_block(0));
+  EXPECT_FALSE(state.has_block(1));
+}
+
+TEST_F(RunStateTest, EarlierRunIsRefusedWithTheCommandThatContinues) {
+  open(Resume::kNo);
+  EXPECT_THAT(refusal([&] { open(Resume::kNo); }), HasSubstr("coppice run --resume"));
+}
+
+TEST_F(RunStateTest, AnotherFingerprintIsRefusedByItsKeys) {
+  open(Resume::kNo);
+  EXPECT_THAT(refusal([&] { open(Resume::kYes, {{"recipe.lr", "0.2"}}); }), HasSubstr("recipe.lr"));
+}
+
+TEST_F(RunStateTest, ForeignFilesInTheWorkDirectoryAreRefused) {
+  std::filesystem::create_directories(dir_ / "work");
+  write_file(dir_ / "work/photo.jpg", "…");
+  EXPECT_THAT(refusal([&] { open(Resume::kYes); }), HasSubstr("not the work directory of a run"));
+}
+
+TEST_F(RunStateTest, TokensAloneAreNoRun) {
+  std::filesystem::create_directories(dir_ / "work/tokens");
+  EXPECT_FALSE(open(Resume::kNo).is_resumed());
+}
+
+TEST_F(RunStateTest, FinishedRunSaysSo) {
+  open(Resume::kNo).record_finished();
+  EXPECT_TRUE(open(Resume::kYes).is_finished());
+}
+
+}  // namespace
+}  // namespace coppice
