@@ -1,0 +1,128 @@
+"""A killed run continues, and writes the bytes an undisturbed one would have written."""
+
+import random
+import signal
+import subprocess
+import time
+import unittest
+
+from support import PROGRAM, ProgramTest, shards
+
+
+class Resume(ProgramTest):
+    KEYS = {"nsamples": 64, "epochs": 8}
+
+    def arguments(self, output, **keys):
+        model, tokens = self.model(), self.dir / "tokens.h5"
+        if not tokens.exists():
+            self.tokens(64 * 32)
+        return self.run_arguments(
+            model, tokens, self.dir / output, **(self.KEYS | keys)
+        )
+
+    def kill_after(self, arguments, blocks, seconds):
+        """Kills a run so long after so many blocks were reported; whether it was still running."""
+        process = subprocess.Popen([PROGRAM, *map(str, arguments)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=self.dir,
+        )  # fmt: skip
+        for _ in range(blocks):
+            process.stderr.readline()
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+        return process.returncode == -signal.SIGKILL
+
+    def test_killed_at_any_moment_continues_to_the_same_bytes(self):
+        self.coppice(*self.arguments("undisturbed"))
+        golden = shards(self.dir / "undisturbed")
+        seed = random.randrange(10**6)
+        print(f"seed {seed}")
+        draw = random.Random(seed)
+        kills = 0
+        for round_number in range(4):
+            output = f"killed{round_number}"
+            arguments = self.arguments(output)
+            for blocks in draw.choices([0, 1], k=3):  # a resumed run reports only the blocks it does
+                kills += self.kill_after(arguments, blocks, draw.uniform(0, 0.5))
+                arguments = self.arguments(output, resume=True)
+            self.coppice(*arguments)
+            self.assertEqual(shards(self.dir / output), golden, f"seed {seed}, round {round_number}")
+            self.assertEqual(list((self.dir / output).glob("*.tmp")), [])
+        self.assertGreater(kills, 0, "no run was killed before its end")
+
+    def test_sigterm_ends_with_130_and_the_command_that_continues(self):
+        golden = self.dir / "undisturbed"
+        self.coppice(*self.arguments("undisturbed"))
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, self.arguments("stopped"))],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.dir,
+        )
+        first_line = process.stderr.readline()  # a block is done
+        self.assertIn("block 1/", first_line)
+        process.terminate()
+        said = process.communicate()[1]
+        self.assertEqual(process.returncode, 130, said)
+        self.assertIn("--resume", said)
+        self.assertFalse(
+            (self.dir / "stopped" / "model.safetensors.index.json").exists()
+        )
+        self.coppice(*self.arguments("stopped", resume=True))
+        self.assertEqual(shards(self.dir / "stopped"), shards(golden))
+
+    def test_work_directory_of_an_earlier_run_is_refused_without_resume(self):
+        self.coppice(*self.arguments("out"))
+        said = self.coppice(*self.arguments("out"), expect=2).stderr
+        self.assertIn("--resume", said)
+
+    def test_finished_run_says_so(self):
+        self.coppice(*self.arguments("out"))
+        before = shards(self.dir / "out")
+        self.assertIn(
+            "finished already", self.coppice(*self.arguments("out", resume=True)).stderr
+        )
+        self.assertEqual(shards(self.dir / "out"), before)
+
+    def test_resume_without_an_earlier_run_starts_one(self):
+        self.coppice(*self.arguments("out", resume=True))
+        self.assertTrue((self.dir / "out" / "model.safetensors.index.json").exists())
+
+    def interrupted(self, output):
+        """A run that was killed when its first block was done."""
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, self.arguments(output))],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.dir,
+        )
+        process.stderr.readline()
+        process.kill()
+        process.communicate()
+
+    def test_another_recipe_is_refused_and_named(self):
+        self.interrupted("out")
+        said = self.coppice(
+            *self.arguments("out", resume=True, sparsity=0.6), expect=2
+        ).stderr
+        self.assertIn("prune.sparsity", said)
+
+    def test_what_does_not_change_the_output_may_differ(self):
+        self.coppice(*self.arguments("undisturbed"))
+        self.interrupted("out")
+        self.coppice(
+            *self.arguments("out", resume=True, io_engine="pread", prefetch_blocks=3)
+        )
+        self.assertEqual(shards(self.dir / "out"), shards(self.dir / "undisturbed"))
+
+    def test_lost_shard_is_made_again(self):
+        self.coppice(*self.arguments("undisturbed"))
+        self.interrupted("out")
+        for shard in (self.dir / "out").glob("model-00002-*"):
+            shard.unlink()
+        self.coppice(*self.arguments("out", resume=True))
+        self.assertEqual(shards(self.dir / "out"), shards(self.dir / "undisturbed"))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,219 @@
+"""A dense checkpoint goes in, a pruned and reconstructed one comes out that transformers loads."""
+
+import json
+import unittest
+
+import numpy as np
+from support import ProgramTest, as_float, report, tensors
+
+
+class Run(ProgramTest):
+    def pruned(self, model, **keys):
+        output = self.dir / "out"
+        self.coppice(
+            *self.run_arguments(model, self.tokens(8 * 32 + 5), output, **keys)
+        )
+        return output
+
+    def check_against_report(self, model, output):
+        """Zeros, shapes, and bytes of what was neither pruned nor trained."""
+        dense, made, told = tensors(model), tensors(output), report(output)
+        self.assertEqual(set(dense), set(made))
+        pruned = {l["name"]: l for block in told["blocks"] for l in block["linears"]}
+        trained = {name for block in told["blocks"] for name in block["trained"]}
+        self.assertTrue(pruned)
+        for name, tensor in made.items():
+            self.assertEqual(tensor[:2], dense[name][:2], name)
+            if name in pruned:
+                values = as_float(tensor)
+                self.assertAlmostEqual(
+                    np.mean(values == 0), pruned[name]["sparsity"], places=6
+                )
+                self.assertFalse(
+                    np.signbit(values[values == 0]).any(), f"{name}: zeros must be +0"
+                )
+            elif name not in trained:
+                self.assertEqual(
+                    tensor[2],
+                    dense[name][2],
+                    f"{name}: neither pruned nor trained, yet changed",
+                )
+        return pruned, trained
+
+    def test_half_block_run_keeps_what_it_did_not_touch(self):
+        for name in ("llama_fp32", "llama_bias_llama3_fp32", "llama_bf16"):
+            with self.subTest(name):
+                model = self.model(name)
+                output = self.dir / f"out_{name}"
+                self.coppice(*self.run_arguments(model, self.tokens(300), output))
+                _, trained = self.check_against_report(model, output)
+                self.assertTrue(trained, "no window was improved")
+
+    def test_prune_only_trains_nothing(self):
+        model = self.model()
+        output = self.pruned(model, window="none", sparsity=0.6)
+        pruned, trained = self.check_against_report(model, output)
+        self.assertFalse(trained)
+        dense, made = tensors(model), tensors(output)
+        for name in pruned:
+            kept, before = as_float(made[name]), as_float(dense[name])
+            self.assertTrue(np.array_equal(kept[kept != 0], before[kept != 0]), name)
+
+    def test_block_window_and_magnitude(self):
+        model = self.model()
+        self.check_against_report(
+            model, self.pruned(model, window="block", prune_method="magnitude")
+        )
+
+    def test_n_of_m_pattern_holds_in_every_group(self):
+        model = self.model()
+        output = self.pruned(model, sparsity_type="2:4", ignore="re:.*down_proj")
+        pruned, _ = self.check_against_report(model, output)
+        made = tensors(output)
+        for name in pruned:
+            groups = (as_float(made[name]) != 0).reshape(-1, 4).sum(axis=1)
+            self.assertLessEqual(groups.max(), 2, name)
+
+    def test_reconstruction_lowers_the_held_out_error(self):
+        told = report(self.pruned(self.model(), epochs=6, lr=3e-3))
+        windows = [w for block in told["blocks"] for w in block["windows"]]
+        before = sum(w["validation_pruned"] for w in windows)
+        after = sum(w["validation_reconstructed"] for w in windows)
+        self.assertLess(after, before)
+        for window in windows:
+            self.assertLessEqual(
+                window["validation_reconstructed"], window["validation_pruned"]
+            )
+
+    def test_two_runs_write_the_same_bytes(self):
+        model, tokens = self.model(), self.tokens(300)
+        for output in ("a", "b"):
+            self.coppice(*self.run_arguments(model, tokens, self.dir / output))
+        self.assertEqual(tensors(self.dir / "a"), tensors(self.dir / "b"))
+
+    def test_bytes_do_not_depend_on_engine_slots_and_slabs(self):
+        model, tokens = self.model(), self.tokens(300)
+        self.coppice(*self.run_arguments(model, tokens, self.dir / "a"))
+        self.coppice(
+            *self.run_arguments(
+                model,
+                tokens,
+                self.dir / "b",
+                io_engine="pread",
+                prefetch_blocks=3,
+                num_slabs=1,
+                slab_size="1MiB",
+            )
+        )
+        self.assertEqual(tensors(self.dir / "a"), tensors(self.dir / "b"))
+
+    def test_directory_is_complete(self):
+        model = self.model()
+        (model / "tokenizer_config.json").write_text("{}")
+        (model / "README.md").write_text("---\nlicense: apache-2.0\n---\nDense.\n")
+        output = self.pruned(model)
+        self.assertEqual(
+            (output / "config.json").read_bytes(), (model / "config.json").read_bytes()
+        )
+        self.assertTrue((output / "tokenizer_config.json").exists())
+        card = (output / "README.md").read_text()
+        self.assertIn("license: apache-2.0", card)
+        self.assertIn("no faster", card)
+        told = report(output)
+        for key in (
+            "version",
+            "command",
+            "model",
+            "recipe",
+            "calibration",
+            "blocks",
+            "totals",
+        ):
+            self.assertIn(key, told)
+        for key in (
+            "wall_seconds compute_seconds read_seconds write_seconds compute_waited_for_io_seconds bytes_read "
+            "bytes_written peak_rss_bytes peak_device_bytes activation_cache"
+        ).split():
+            self.assertIn(key, told["totals"])
+        index = json.loads((output / "model.safetensors.index.json").read_text())
+        self.assertEqual(set(index["weight_map"]), set(tensors(output)))
+        self.assertEqual(list(output.glob("*.tmp")), [])
+        work = self.dir / "out.work"
+        self.assertEqual(
+            sorted(p.name for p in work.iterdir()),
+            ["coppice_report.json", "journal.bin"],
+        )
+
+    def test_resolved_recipe_gives_the_same_run(self):
+        model, tokens = self.model(), self.tokens(300)
+        self.coppice(*self.run_arguments(model, tokens, self.dir / "a", sparsity=0.7))
+        recipe = self.dir / "a" / "recipe.yaml"
+        self.coppice(
+            "run",
+            "--model",
+            model,
+            "--dataset",
+            tokens,
+            "-o",
+            self.dir / "b",
+            "--recipe",
+            recipe,
+        )
+        self.assertEqual(tensors(self.dir / "a"), tensors(self.dir / "b"))
+
+
+class Transformers(ProgramTest):
+    """What stock tools make of the output."""
+
+    def test_loads_and_agrees_on_perplexity(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        for name in ("llama_fp32", "llama_bias_llama3_fp32", "llama_bf16"):
+            with self.subTest(name):
+                output = self.dir / f"out_{name}"
+                self.coppice(
+                    *self.run_arguments(self.model(name), self.tokens(300), output)
+                )
+                text = self.tokens(5 * 24, name="text.h5", seed=1)
+                arguments = [
+                    "eval",
+                    output,
+                    "--text",
+                    text,
+                    "--seqlen",
+                    24,
+                    "--json",
+                    "-",
+                ]
+                told = json.loads(self.coppice(*arguments).stdout)
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    output, output_loading_info=True
+                )
+                self.assertFalse(
+                    info["missing_keys"]
+                    or info["unexpected_keys"]
+                    or info["mismatched_keys"],
+                    info,
+                )
+                ids = (
+                    np.random.default_rng(1)
+                    .integers(0, 61, 5 * 24, dtype=np.int32)
+                    .reshape(5, 24)
+                )
+                with torch.no_grad():
+                    logits = model(torch.tensor(ids, dtype=torch.long)).logits.float()
+                targets = torch.tensor(ids[:, 1:], dtype=torch.long).reshape(-1)
+                nll = torch.nn.functional.cross_entropy(
+                    logits[:, :-1].reshape(len(targets), -1), targets
+                )
+                self.assertAlmostEqual(
+                    told["perplexity"] / float(nll.exp()), 1.0, delta=0.002
+                )
+                self.assertEqual(
+                    (told["tokens"], told["windows"], told["seqlen"]), (5 * 23, 5, 24)
+                )
+
+
+if __name__ == "__main__":
+    unittest.main()
