@@ -315,7 +315,9 @@ RunResult PruneRun::execute() {
   boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
 
   forward_stage_ = forward_stage(options_.recipe.prune);
-  forward_only_ = forward_stage({.method = PruneMethod::kMagnitude});
+  PruneOptions without_statistics;
+  without_statistics.method = PruneMethod::kMagnitude;
+  forward_only_ = forward_stage(without_statistics);
   adapt_stages_ = adapt_stages(options_.recipe.prune, options_.recipe.reconstruct);
   machine_.device().executor().run([this] {
     rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
