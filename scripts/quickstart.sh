@@ -107,7 +107,7 @@ measure() {
 }
 
 scripts/setup.sh
-scripts/build.sh release
+scripts/build.sh release coppice
 
 if [[ -z $model ]]; then
   step "model"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Shows that memory does not grow with the model: synthetic checkpoints of 4 and of 64 equal blocks.
 #
-# usage: scripts/show_out_of_core.sh [--blocks N] [--limit-mib N]     (default: 64 blocks, 1024 MiB)
+# usage: scripts/show_out_of_core.sh [--blocks N] [--limit-mib N]     (default: 64 blocks, 1600 MiB)
 #
-# Runs both with Wanda 50 % and half-block reconstruction, measures each peak RSS from outside, and runs
-# the larger one under a limit on its data segment (ulimit -d) that is smaller than the checkpoint.
-# Needs about 8 GiB of disk below runs/; removes it again.
+# Runs both with Wanda 50 % and half-block reconstruction and measures each peak RSS from outside. The
+# larger one runs under a memory limit smaller than its checkpoint: of a cgroup where one can be made,
+# else of its data segment (ulimit -d). Needs about 8 GiB of disk below runs/; removes it again.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-blocks=64 limit_mib=1024
+blocks=64 limit_mib=1600
 while (($#)); do
   case $1 in
     -h | --help)
@@ -23,15 +23,31 @@ while (($#)); do
   esac
 done
 
-dir=runs/out_of_core
+dir=runs/out_of_core group=""
 rm -rf "$dir"
 mkdir -p "$dir"
-trap 'rm -rf "$dir"' EXIT
+trap 'rm -rf "$dir"; [[ -z $group ]] || rmdir "$group"' EXIT
 
 # hidden 1024, ffn 4352: 17.6 M parameters, 35 MB a block
 make_model() {
   .venv/bin/python scripts/make_synthetic.py "$dir/model$1" --hidden 1024 --ffn 4352 --heads 16 --kv-heads 16 \
     --head-dim 64 --blocks "$1" --vocab 1024 --dtype bf16 --tokens 4096 >/dev/null
+}
+
+# make_group PARENT FILE: a cgroup below PARENT whose limit is written to FILE (v1 and v2 differ)
+make_group() {
+  local parent=$1 file=$2
+  [[ -w $parent && -e $parent/cgroup.procs ]] && mkdir "$parent/coppice.$$" 2>/dev/null || return 1
+  group=$parent/coppice.$$
+  echo $((limit_mib * 1048576)) 2>/dev/null >"$group/$file" && return
+  rmdir "$group"
+  group=""
+  return 1
+}
+
+# Limits what this shell starts.
+limit() {
+  if [[ -n $group ]]; then echo "$BASHPID" >"$group/cgroup.procs"; else ulimit -d $((limit_mib * 1024)); fi
 }
 
 # prune BLOCKS: prints the peak RSS in KiB that the kernel counted
@@ -45,12 +61,14 @@ prune() {
 
 make_model 4
 make_model "$blocks"
+make_group /sys/fs/cgroup/memory memory.limit_in_bytes || make_group /sys/fs/cgroup memory.max || true
 bytes=$(du -sb "$dir/model$blocks" | cut -f1)
 small=$(prune 4)
-(ulimit -d $((limit_mib * 1024)) && prune "$blocks" >"$dir/large")
+(limit && prune "$blocks" >"$dir/large")
 large=$(<"$dir/large")
 
-printf '%-34s %8s MiB peak RSS\n' "4 blocks" $((small / 1024)) "$blocks blocks" $((large / 1024))
-printf 'ratio %s; the checkpoint of %s blocks has %s MiB, its run was limited to %s MiB of data (ulimit -d)\n' \
-  "$(awk "BEGIN {printf \"%.3f\", $large / $small}")" "$blocks" $((bytes / 1048576)) "$limit_mib"
+printf '%-10s %5s MiB peak RSS\n' "4 blocks" $((small / 1024)) "$blocks blocks" $((large / 1024))
+printf 'ratio %s; the checkpoint of %s blocks has %s MiB, its run was limited to %s MiB (%s)\n' \
+  "$(awk "BEGIN {printf \"%.3f\", $large / $small}")" "$blocks" $((bytes / 1048576)) "$limit_mib" \
+  "$([[ -n $group ]] && echo cgroup || echo 'ulimit -d')"
 awk "BEGIN {exit !($large <= 1.1 * $small)}" || { echo "memory grows with depth" >&2; exit 1; }
