@@ -2,15 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "configs/errors.h"  // ConfigError
-#include "pipeline/graph/cached_activations.h"
+#include "pipeline/forward_pass.h"
 #include "pipeline/interrupt.h"
-#include "pipeline/machine.h"
-#include "pipeline/span_work.h"
 #include "pipeline/telemetry/process.h"
-#include "stages/calibrate.h"
 
 namespace coppice {
 namespace {
@@ -45,22 +44,21 @@ class EvalRun {
   explicit EvalRun(const EvalRunOptions& options)
       : options_(options),
         model_(open_model(options.model, options.architecture)),
+        reference_(open_reference()),
         scratch_(options.work),
         tokens_(evaluation_windows({options.text, options.model, options.work / "tokens"},
                                    options.seqlen, options.max_windows, model_.architecture)),
-        progress_(options.verbosity, 0),
-        machine_(options.resources, [this](const std::string& line) { progress_.note(line); }),
-        planner_(model_, tokens_),
-        compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))),
-        last_{Stream::kDense, 2 * int(model_.architecture.num_blocks)} {}
+        progress_(options.verbosity),
+        machine_(options.resources, [this](const std::string& line) { progress_.note(line); }) {
+    pass_ = make_pass(model_, options.work / "model");
+    if (reference_) reference_pass_ = make_pass(*reference_, options.work / "reference");
+    machine_.device().executor().run([this] {
+      head_ = std::make_unique<HeadPass>(tokens_, machine_.device(), *pass_, reference_pass_.get());
+    });
+  }
 
   EvalResult execute() {
-    make_boundaries();
-    machine_.device().executor().run([this] {
-      rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
-                                  tokens_.seqlen, compute_, machine_.device().where());
-      head_ = std::make_unique<HeadPass>(model_, tokens_, machine_.device());
-    });
+    choose_spans();
     stream();
     EvalResult result;
     machine_.device().executor().run([&] { result.quality = head_->quality(); });
@@ -76,80 +74,87 @@ class EvalRun {
   }
 
  private:
-  void make_boundaries() {
-    CacheOptions cache;
-    cache.directory = options_.work;
-    cache.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
-                   model_.architecture.dtype};
-    cache.compute = compute_;
-    cache.device = machine_.device().where();
-    cache.on_read = [this](int) { progress_.now(at_work_); };
-    boundaries_ = std::make_unique<CachedBoundaries>(
-        std::move(cache), machine_.engine(), machine_.meters(), [](Boundary, const FileRecord&) {});
-    boundaries_->set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });
+  struct PassSpan {
+    ForwardPass* pass;
+    ModelSpan span;
+  };
+
+  std::optional<SourceModel> open_reference() const {
+    if (options_.against.empty()) return std::nullopt;
+    SourceModel reference = open_model(options_.against, options_.architecture);
+    if (reference.architecture.vocab != model_.architecture.vocab) {
+      throw ConfigError(fmt::format(
+          "--against: {} has a vocabulary of {} tokens, {} has {}: their predictions cannot be "
+          "compared",
+          options_.against.string(), reference.architecture.vocab, options_.model.string(),
+          model_.architecture.vocab));
+    }
+    return reference;
+  }
+
+  std::unique_ptr<ForwardPass> make_pass(const SourceModel& model, const fs::path& cache) {
+    fs::create_directories(cache);
+    return std::make_unique<ForwardPass>(model, tokens_, machine_, cache,
+                                         [this](int) { progress_.now(at_work_); });
+  }
+
+  // The reference's body, the model's body, then chunks of the head, the reference's first.
+  void choose_spans() {
+    int64_t rows = pass_->spans().head_rows_per_span();
+    if (reference_pass_) rows = std::min(rows, reference_pass_->spans().head_rows_per_span());
+    for (ForwardPass* pass : {reference_pass_.get(), pass_.get()}) {
+      if (pass == nullptr) continue;
+      for (const ModelSpan& span : pass->body()) spans_.push_back({pass, span});
+    }
+    for (const ModelSpan& span : pass_->spans().head_spans(rows)) {
+      if (reference_pass_) spans_.push_back({reference_pass_.get(), span});
+      spans_.push_back({pass_.get(), span});
+    }
   }
 
   void stream() {
-    spans_ = planner_.embed_spans();
-    for (int block = 0; block < model_.architecture.num_blocks; ++block) {
-      spans_.push_back(planner_.block_span(block));
-    }
-    const std::vector<ModelSpan> head = planner_.head_spans();
-    spans_.insert(spans_.end(), head.begin(), head.end());
-
+    progress_.expect(int(spans_.size()));
     GraphWork work;
     work.num_spans = int(spans_.size());
-    work.plan = [this](GraphSpan& span) { plan_span(span, planner_, spans_[size_t(span.index)]); };
+    work.plan = [this](GraphSpan& span) {
+      const PassSpan& what = spans_[size_t(span.index)];
+      plan_span(span, what.pass->model(), what.pass->spans(), what.span);
+    };
     work.forward = [this](GraphSpan& span) { forward(span); };
-    BlockGraph graph(machine_.graph_options(options_.resources, planner_.slot_bytes(), 0),
-                     std::move(work), model_.checkpoint.files(), machine_.engine(),
-                     machine_.device().executor(), machine_.store_thread());
+    uint64_t slot_bytes = pass_->spans().slot_bytes();
+    if (reference_pass_) slot_bytes = std::max(slot_bytes, reference_pass_->spans().slot_bytes());
+    BlockGraph graph(machine_.graph_options(options_.resources, slot_bytes, 0), std::move(work),
+                     machine_.engine(), machine_.device().executor(), machine_.store_thread());
     const InterruptGuard guard(graph);
     if (graph.run().skipped > 0) throw Interrupted();
   }
 
   void forward(GraphSpan& span) {
     const Stopwatch busy(machine_.meters().device_busy);
-    const ModelSpan& what = work_of(span).span;
-    at_work_ = what.name;
-    switch (what.kind) {
-      case SpanKind::kEmbed:
-        if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0});
-        embed_windows(span, model_, tokens_, machine_.device(), *embedding_);
-        if (what.last == tokens_.count()) embedding_.reset();
-        break;
-      case SpanKind::kBlock: {
-        start_job(span, model_, machine_.device(), rotary_, *boundaries_, {});
-        WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
-        Calibrate(Calibrate::Statistics::kNone).run(job);
-        work_of(span).job.reset();
-        boundaries_->expire({Stream::kDense, 2 * what.block});
-        break;
-      }
-      case SpanKind::kHead: {
-        if (!last_hidden_) last_hidden_ = boundaries_->inputs({last_.half, last_.half});
-        head_->add(span, *last_hidden_);
-        break;
-      }
+    const PassSpan& what = spans_[size_t(span.index)];
+    const bool is_reference = what.pass == reference_pass_.get();
+    at_work_ = fmt::format("{}{}", is_reference ? "reference: " : "", what.span.name);
+    if (what.span.kind != SpanKind::kHead) {
+      what.pass->forward(span);
+    } else if (is_reference) {
+      head_->hold_reference(span);
+    } else {
+      head_->add(span);
     }
+    progress_.done(at_work_);
   }
 
   const EvalRunOptions& options_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   SourceModel model_;
+  std::optional<SourceModel> reference_;
   ScratchDirectory scratch_;
   TokenWindows tokens_;
   Progress progress_;
   Machine machine_;
-  ModelSpans planner_;
-  at::ScalarType compute_;
-  Boundary last_;
-  RotaryTable rotary_;
+  std::unique_ptr<ForwardPass> pass_, reference_pass_;  // the latter null without --against
   std::unique_ptr<HeadPass> head_;
-  std::unique_ptr<CachedBoundaries> boundaries_;
-  std::unique_ptr<ActivationSink> embedding_;      // open while the embedding's spans pass
-  std::unique_ptr<ActivationSource> last_hidden_;  // open while the head's spans pass
-  std::vector<ModelSpan> spans_;
+  std::vector<PassSpan> spans_;
   std::string at_work_;
 };
 

@@ -1,4 +1,5 @@
-// Out-of-core perplexity: a model streamed through the same graph, without adapt and store.
+// Out-of-core perplexity, and distance from a reference: models streamed through the same graph,
+// without adapt and store.
 #pragma once
 
 #include <filesystem>
@@ -11,6 +12,7 @@ namespace coppice {
 
 struct EvalRunOptions {
   std::filesystem::path model;
+  std::filesystem::path against;  // a reference to compare with; may be empty
   std::filesystem::path text;
   std::filesystem::path work;          // tokens and cache; removed afterwards
   std::filesystem::path architecture;  // an extra description; may be empty
@@ -30,7 +32,8 @@ struct EvalResult {
   std::string device;  // and what it computed with
 };
 
-/// Holds no more than the planned slots (a block or a chunk of the head each) and some windows.
+/// Holds no more than the planned slots (a block or a chunk of the head each) and some windows;
+/// with a reference one chunk of its head more. Throws any of the program's errors.
 EvalResult eval_run(const EvalRunOptions& options);
 
 }  // namespace coppice

@@ -1,40 +1,79 @@
 #include "pipeline/head_pass.h"
 
+#include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "stages/model/norm.h"
 
 namespace coppice {
+namespace {
 
-HeadPass::HeadPass(const SourceModel& model, const TokenWindows& tokens, const Device& device)
-    : model_(model), tokens_(tokens), device_(device) {
-  std::vector<int64_t> targets;
-  for (int64_t window = 0; window < tokens.count(); ++window) {
-    const auto ids = tokens.window(window);
-    targets.insert(targets.end(), ids.begin() + 1, ids.end());
-  }
-  sums_ = std::make_unique<RunningLogSumExp>(at::tensor(targets, at::kLong).to(device.where()));
+double mean(const at::Tensor& values) { return values.to(at::kDouble).mean().item<double>(); }
+
+// The smallest value that at least `share` of the values do not exceed.
+double percentile(const at::Tensor& values, double share) {
+  const int64_t rank = int64_t(std::ceil(share * double(values.numel())));
+  return std::get<0>(values.sort())[std::max<int64_t>(rank, 1) - 1].item<double>();
 }
 
-void HeadPass::add(const GraphSpan& span, ActivationSource& last_hidden) {
-  const Architecture& architecture = model_.architecture;
-  const ModelSpan& what = static_cast<const SpanWork*>(span.work.get())->span;
-  const auto compute = device_.compute_dtype(scalar_type(architecture.dtype));
-  const at::Tensor rows = slot_tensor(span, model_, device_, architecture.head).to(compute);
-  const at::Tensor gain = slot_tensor(span, model_, device_, architecture.final_norm).to(compute);
+}  // namespace
 
+HeadPass::HeadPass(const TokenWindows& tokens, const Device& device, ForwardPass& model,
+                   ForwardPass* reference)
+    : tokens_(tokens), device_(device), model_(model), reference_(reference) {
+  std::vector<int64_t> ids;
+  for (int64_t window = 0; window < tokens.count(); ++window) {
+    const auto of_window = tokens.window(window);
+    ids.insert(ids.end(), of_window.begin() + 1, of_window.end());
+  }
+  const at::Tensor targets = at::tensor(ids, at::kLong).to(device.where());
+  sums_ = std::make_unique<RunningLogSumExp>(targets);
+  if (reference == nullptr) return;
+  reference_sums_ = std::make_unique<RunningLogSumExp>(targets);
+  divergence_ = std::make_unique<RunningDivergence>(targets.numel(), device.where());
+}
+
+HeadPass::Chunk HeadPass::chunk_of(const GraphSpan& span, const ForwardPass& pass) const {
+  const SourceModel& model = pass.model();
+  const auto tensor = [&](const std::string& name) {
+    return slot_tensor(span, model, device_, name).to(pass.compute_dtype());
+  };
+  return {tensor(model.architecture.head), tensor(model.architecture.final_norm)};
+}
+
+at::Tensor HeadPass::logits(const Chunk& chunk, ForwardPass& pass, int window) const {
+  const MicroBatch batch = pass.last_hidden().read(std::span(&window, 1));
+  const at::Tensor x = batch.hidden.narrow(0, 0, tokens_.seqlen - 1);  // [seqlen − 1, hidden]
+  const double epsilon = pass.model().architecture.norm_epsilon;
+  return head_logits(rms_normalize(x, epsilon).mul(chunk.gain), chunk.rows);
+}
+
+void HeadPass::hold_reference(const GraphSpan& span) {
+  held_ = chunk_of(span, *reference_);
+  // In the stored dtype they are views of the slot, which the next span takes over.
+  held_ = {held_.rows.clone(), held_.gain.clone()};
+}
+
+void HeadPass::add(const GraphSpan& span) {
+  const Chunk chunk = chunk_of(span, model_);
+  const int64_t first_row = static_cast<const SpanWork*>(span.work.get())->span.first;
   const int64_t predicted = tokens_.seqlen - 1;
   std::vector<int> order(size_t(tokens_.count()));
   std::iota(order.begin(), order.end(), 0);
-  last_hidden.announce(order);
+  model_.last_hidden().announce(order);
+  if (reference_ != nullptr) reference_->last_hidden().announce(order);
   for (const int window : order) {
-    const MicroBatch batch = last_hidden.read(std::span(&window, 1));
-    const at::Tensor x = batch.hidden.narrow(0, 0, predicted);  // [seqlen − 1, hidden]
-    const at::Tensor normed = rms_normalize(x, architecture.norm_epsilon).mul(gain);
-    sums_->add(window * predicted, normed, rows, what.first);
+    const at::Tensor own = logits(chunk, model_, window);  // [seqlen − 1, rows]
+    if (reference_ != nullptr) {
+      const at::Tensor theirs = logits(held_, *reference_, window);
+      divergence_->add(window * predicted, theirs, own, first_row);
+      reference_sums_->add(window * predicted, theirs, first_row);
+    }
+    sums_->add(window * predicted, own, first_row);
   }
 }
 
@@ -42,8 +81,12 @@ Quality HeadPass::quality() const {
   const at::Tensor nll = sums_->nll();
   Quality quality;
   quality.tokens = nll.numel();
-  quality.nll = nll.to(at::kDouble).mean().item<double>();
+  quality.nll = mean(nll);
   quality.perplexity = std::exp(quality.nll);
+  if (reference_ == nullptr) return quality;
+  const at::Tensor kl = divergence_->kl(reference_sums_->log_sum_exp(), sums_->log_sum_exp());
+  quality.against = Divergence{std::exp(mean(reference_sums_->nll())), mean(kl),
+                               percentile(kl, 0.99), mean(divergence_->agrees())};
   return quality;
 }
 

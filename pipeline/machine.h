@@ -23,6 +23,7 @@ class Machine {
   Device& device() const { return *device_; }
   IoEngine& engine() const { return *engine_; }
   SerialExecutor& store_thread() { return store_; }
+  SerialExecutor& hdf5_thread() { return hdf5_; }
   RunMeters& meters() { return meters_; }
 
   /// Slots, slabs and output buffers of a graph. `output_bytes` 0: nothing is adapted. Memory is
@@ -36,6 +37,7 @@ class Machine {
   std::unique_ptr<IoEngine> engine_;
   std::vector<AlignedBuffer> outputs_;
   SerialExecutor store_{"store"};
+  SerialExecutor hdf5_{"hdf5"};  // HDF5 is called from nowhere else while a graph runs
 };
 
 }  // namespace coppice

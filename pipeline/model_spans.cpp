@@ -64,15 +64,19 @@ ModelSpan ModelSpans::block_span(int block) const {
   return {SpanKind::kBlock, fmt::format("block {}", block), block, 0, 0};
 }
 
-std::vector<ModelSpan> ModelSpans::head_spans() const {
+int64_t ModelSpans::head_rows_per_span() const {
   const Architecture& architecture = model_.architecture;
   const uint64_t norm_bytes =
       aligned_bound(model_.checkpoint.tensor(architecture.final_norm).bytes);
   const uint64_t room = slot_bytes_ - std::min(slot_bytes_ / 2, norm_bytes + 3 * kAlignment);
-  const int64_t rows = std::max<int64_t>(1, int64_t(room / row_bytes(architecture.head)));
+  return std::max<int64_t>(1, int64_t(room / row_bytes(architecture.head)));
+}
+
+std::vector<ModelSpan> ModelSpans::head_spans(int64_t rows_per_span) const {
+  const int64_t vocab = model_.architecture.vocab;
   std::vector<ModelSpan> spans;
-  for (int64_t first = 0; first < architecture.vocab; first += rows) {
-    const int64_t last = std::min(first + rows, architecture.vocab);
+  for (int64_t first = 0; first < vocab; first += rows_per_span) {
+    const int64_t last = std::min(first + rows_per_span, vocab);
     spans.push_back(
         {SpanKind::kHead, fmt::format("head rows {}-{}", first, last - 1), 0, first, last});
   }

@@ -38,7 +38,8 @@ class ModelSpans {
   uint64_t slot_bytes() const { return slot_bytes_; }
   std::vector<ModelSpan> embed_spans() const;
   ModelSpan block_span(int block) const;
-  std::vector<ModelSpan> head_spans() const;
+  int64_t head_rows_per_span() const;
+  std::vector<ModelSpan> head_spans(int64_t rows_per_span) const;
 
   SpanReads reads_of(const ModelSpan& span) const;
 

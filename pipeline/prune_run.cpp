@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "pipeline/device/product_probe.h"
@@ -85,7 +86,7 @@ PruneRun::PruneRun(const PruneRunOptions& options)
                check_output_directory(options.output, options.work),
                calibration_windows({options.dataset, options.model, options.work / "tokens"},
                                    options.recipe.calibration, model_.architecture))),
-      progress_(options.verbosity, int(model_.architecture.num_blocks)),
+      progress_(options.verbosity),
       machine_(options.recipe.resources, [this](const std::string& line) { progress_.note(line); }),
       planner_(model_, tokens_),
       output_(options.output, model_),
@@ -145,14 +146,18 @@ GraphResult PruneRun::stream() {
   if (spans_.empty()) return {};  // every block is there: only the end was missing
   GraphWork work;
   work.num_spans = int(spans_.size());
-  work.plan = [this](GraphSpan& span) { plan_span(span, planner_, spans_[size_t(span.index)]); };
+  work.plan = [this](GraphSpan& span) {
+    plan_span(span, model_, planner_, spans_[size_t(span.index)]);
+  };
   work.forward = [this](GraphSpan& span) { forward(span); };
   work.adapt = [this](GraphSpan& span) { adapt(span); };
   work.store = [this](GraphSpan& span) { store(span); };
   BlockGraph graph(machine_.graph_options(options_.recipe.resources, planner_.slot_bytes(),
                                           output_.largest_image_bytes()),
-                   std::move(work), model_.checkpoint.files(), machine_.engine(),
-                   machine_.device().executor(), machine_.store_thread());
+                   std::move(work), machine_.engine(), machine_.device().executor(),
+                   machine_.store_thread());
+  progress_.expect(int(std::count_if(spans_.begin(), spans_.end(),
+                                     [this](const ModelSpan& span) { return to_adapt(span); })));
   const InterruptGuard guard(graph);
   return graph.run();
 }
@@ -163,11 +168,16 @@ void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
   StageTotals& totals = stage_totals_[std::string(stage.name())];
   const auto start = std::chrono::steady_clock::now();
   stage.run(job);
-  totals.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  totals.flop += stage
-                     .cost({model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
-                            int64_t(c10::elementSize(compute_))})
-                     .flop;
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const SpanShape shape{model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
+                        int64_t(c10::elementSize(compute_))};
+  const double flop = stage.cost(shape).flop;
+  totals.seconds += seconds;
+  totals.flop += flop;
+  progress_.detail(fmt::format("{}, half-blocks {}-{}: {}, {:.0f} GFLOP/s", at_work_,
+                               job.halves.first, job.halves.last - 1, human_seconds(seconds),
+                               flop / seconds * 1e-9));
 }
 
 void PruneRun::forward(GraphSpan& span) {
@@ -307,11 +317,11 @@ RunResult PruneRun::execute() {
     windows_read_ += windows;
     progress_.now(fmt::format("{} {} windows", at_work_, windows_read_));
   };
-  boundaries_ =
-      std::make_unique<CachedBoundaries>(std::move(cache), machine_.engine(), machine_.meters(),
-                                         [this](Boundary boundary, const FileRecord& file) {
-                                           state_->record_boundary(boundary, file);
-                                         });
+  boundaries_ = std::make_unique<CachedBoundaries>(
+      std::move(cache), machine_.engine(), machine_.hdf5_thread(), machine_.meters(),
+      [this](Boundary boundary, const FileRecord& file) {
+        state_->record_boundary(boundary, file);
+      });
   boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
 
   forward_stage_ = forward_stage(options_.recipe.prune);

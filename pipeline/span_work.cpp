@@ -7,12 +7,14 @@ namespace coppice {
 
 SpanWork& work_of(GraphSpan& span) { return *static_cast<SpanWork*>(span.work.get()); }
 
-void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what) {
+void plan_span(GraphSpan& span, const SourceModel& model, const ModelSpans& spans,
+               const ModelSpan& what) {
   auto work = std::make_shared<SpanWork>();
   work->span = what;
   span.name = what.name;
   work->reads = spans.reads_of(what);
   span.plan = work->reads.plan;
+  span.files = model.checkpoint.files();
   span.work = work;
 }
 

@@ -19,8 +19,10 @@ struct SpanWork {
   std::unique_ptr<SpanJob> job;  // blocks only, from forward on
 };
 
-/// Prepares a span of the graph: its name, reads and work.
-void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what);
+/// Prepares a span of the graph: its name, reads and work. `model` is the one `spans` were cut
+/// from.
+void plan_span(GraphSpan& span, const SourceModel& model, const ModelSpans& spans,
+               const ModelSpan& what);
 
 SpanWork& work_of(GraphSpan& span);
 

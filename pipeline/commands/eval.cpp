@@ -1,4 +1,4 @@
-// coppice eval: perplexity, out of core.
+// coppice eval: perplexity and distance from a reference, out of core.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -25,6 +25,9 @@ int eval_command(const std::vector<std::string>& arguments, const std::string&) 
       ->capture_default_str();
   app.add_option("--max-windows", options.max_windows, "At most that many windows; 0: all")
       ->capture_default_str();
+  app.add_option("--against", options.against,
+                 "A reference, mostly the dense model: adds KL(reference || model) and how often "
+                 "both put the same token first");
   app.add_option("--json", json_file, "Write the result there; - for stdout");
   app.add_option("--work-dir", options.work,
                  "Tokens and activation cache, removed afterwards "
@@ -44,15 +47,21 @@ int eval_command(const std::vector<std::string>& arguments, const std::string&) 
   options.verbosity = common.verbosity();
 
   const EvalResult result = eval_run(options);
-  const nlohmann::json json = {{"perplexity", result.quality.perplexity},
-                               {"nll", result.quality.nll},
-                               {"tokens", result.quality.tokens},
-                               {"windows", result.windows},
-                               {"seqlen", result.seqlen},
-                               {"wall_seconds", result.wall_seconds},
-                               {"compute_waited_for_io_seconds", result.waited_seconds},
-                               {"peak_rss_bytes", result.peak_rss_bytes},
-                               {"device", result.device}};
+  nlohmann::json json = {{"perplexity", result.quality.perplexity},
+                         {"nll", result.quality.nll},
+                         {"tokens", result.quality.tokens},
+                         {"windows", result.windows},
+                         {"seqlen", result.seqlen},
+                         {"wall_seconds", result.wall_seconds},
+                         {"compute_waited_for_io_seconds", result.waited_seconds},
+                         {"peak_rss_bytes", result.peak_rss_bytes},
+                         {"device", result.device}};
+  if (const auto& against = result.quality.against) {
+    json["reference_perplexity"] = against->reference_perplexity;
+    json["kl_mean"] = against->kl_mean;
+    json["kl_p99"] = against->kl_p99;
+    json["top1_agreement"] = against->top1_agreement;
+  }
   if (json_file == "-") {
     fmt::print("{}\n", json.dump(2));
     return 0;
@@ -61,6 +70,13 @@ int eval_command(const std::vector<std::string>& arguments, const std::string&) 
   fmt::print("perplexity {:.4f}  ({} tokens in {} windows of {}; {}, {} at the peak)\n",
              result.quality.perplexity, result.quality.tokens, result.windows, result.seqlen,
              human_seconds(result.wall_seconds), human_bytes(double(result.peak_rss_bytes)));
+  if (const auto& against = result.quality.against) {
+    fmt::print(
+        "against    {}: perplexity {:.4f}, KL {:.4f} nats a token (99th percentile {:.3f}), the "
+        "same token first in {:.2f} %\n",
+        options.against.string(), against->reference_perplexity, against->kl_mean, against->kl_p99,
+        100 * against->top1_agreement);
+  }
   return 0;
 }
 

@@ -58,7 +58,6 @@ std::exception_ptr in_context(const GraphSpan& span, const char* step, std::exce
 struct BlockGraph::Nodes {
   GraphOptions options;
   GraphWork work;
-  const std::vector<std::unique_ptr<ReadFile>>& files;
   IoEngine& engine;
   SerialExecutor& device;
   SerialExecutor& store_thread;
@@ -95,12 +94,10 @@ struct BlockGraph::Nodes {
   SpanQueue stored{graph};
   flow::function_node<SpanPtr> retire;
 
-  Nodes(GraphOptions options_in, GraphWork work_in,
-        const std::vector<std::unique_ptr<ReadFile>>& files_in, IoEngine& engine_in,
-        SerialExecutor& device_in, SerialExecutor& store_in)
+  Nodes(GraphOptions options_in, GraphWork work_in, IoEngine& engine_in, SerialExecutor& device_in,
+        SerialExecutor& store_in)
       : options(std::move(options_in)),
         work(std::move(work_in)),
-        files(files_in),
         engine(engine_in),
         device(device_in),
         store_thread(store_in),
@@ -133,6 +130,10 @@ struct BlockGraph::Nodes {
               [this](SpanPtr span, SpanAsync::gateway_type& gateway) { do_store(span, gateway); }),
         retire(graph, flow::serial, [this](const SpanPtr& span) { do_retire(*span); }) {
     connect();
+  }
+
+  ~Nodes() {
+    for (TokenPool* pool : {&slot_tokens, &slab_tokens, &output_tokens}) pool->close();
   }
 
   void connect() {
@@ -235,7 +236,7 @@ struct BlockGraph::Nodes {
     ReadBatch batch{slab, {}};
     for (uint32_t i = slab->range.first; i < slab->range.last; ++i) {
       const PlannedRead& read_i = span.plan.reads[i];
-      batch.reads.push_back({files[read_i.file].get(), read_i.offset,
+      batch.reads.push_back({span.files[read_i.file].get(), read_i.offset,
                              memory.subspan(read_i.slot_offset - base, read_i.bytes),
                              read_i.required_bytes});
     }
@@ -347,11 +348,9 @@ struct BlockGraph::Nodes {
   }
 };
 
-BlockGraph::BlockGraph(GraphOptions options, GraphWork work,
-                       const std::vector<std::unique_ptr<ReadFile>>& files, IoEngine& engine,
+BlockGraph::BlockGraph(GraphOptions options, GraphWork work, IoEngine& engine,
                        SerialExecutor& device, SerialExecutor& store)
-    : nodes_(std::make_unique<Nodes>(std::move(options), std::move(work), files, engine, device,
-                                     store)) {}
+    : nodes_(std::make_unique<Nodes>(std::move(options), std::move(work), engine, device, store)) {}
 
 BlockGraph::~BlockGraph() = default;
 

@@ -31,6 +31,7 @@ struct GraphSpan {
   int index = 0;
   std::string name;  // "block 17", for errors and spans of time
   ReadPlan plan;
+  std::span<const std::unique_ptr<ReadFile>> files;  // what the plan's reads index
   std::span<std::byte> slot;    // where plan.placements lie; device memory on a GPU
   std::span<std::byte> output;  // empty where the span is not adapted
   std::shared_ptr<void> work;   // whatever the callables want to hand on
@@ -42,7 +43,7 @@ struct GraphSpan {
 /// BlockError naming span and step; the spans behind it are skipped, those before it finish.
 struct GraphWork {
   int num_spans = 0;
-  /// The span's name and what to read. On a TBB worker, in ascending order.
+  /// The span's name and what to read, from where. On a TBB worker, in ascending order.
   std::function<void(GraphSpan&)> plan;
   /// On the device's thread, in ascending order; span i only after span i − 1 (see Advance).
   std::function<void(GraphSpan&)> forward;
@@ -78,10 +79,9 @@ struct GraphResult {
 
 class BlockGraph {
  public:
-  /// `files` are what ReadPlans index. All references outlive the graph.
-  BlockGraph(GraphOptions options, GraphWork work,
-             const std::vector<std::unique_ptr<ReadFile>>& files, IoEngine& engine,
-             SerialExecutor& device, SerialExecutor& store);
+  /// All references, and the files that spans name, outlive the graph.
+  BlockGraph(GraphOptions options, GraphWork work, IoEngine& engine, SerialExecutor& device,
+             SerialExecutor& store);
   ~BlockGraph();
 
   /// Streams every span, once. Returns when all are retired, nothing is in flight and every token

@@ -293,15 +293,16 @@ class CachedBoundaries::Source final : public ActivationSource {
 
 // ── boundaries ──────────────────────────────────────────────────────────────────────────────────
 
-CachedBoundaries::CachedBoundaries(CacheOptions options, IoEngine& engine, RunMeters& meters,
+CachedBoundaries::CachedBoundaries(CacheOptions options, IoEngine& engine, SerialExecutor& hdf5,
+                                   RunMeters& meters,
                                    std::function<void(Boundary, const FileRecord&)> on_durable)
     : options_(std::move(options)),
       engine_(engine),
+      hdf5_(hdf5),
       meters_(meters),
       on_durable_(std::move(on_durable)),
       behind_(std::make_shared<Quota>(options_.windows_behind)),
-      codec_(options_.codec_threads, /*reserved_for_masters=*/0),
-      hdf5_("hdf5") {}
+      codec_(options_.codec_threads, /*reserved_for_masters=*/0) {}
 
 CachedBoundaries::~CachedBoundaries() {
   std::map<Boundary, std::shared_future<void>> written;

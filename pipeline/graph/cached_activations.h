@@ -35,8 +35,9 @@ struct CacheOptions {
 /// where noted; what it hands out must not outlive it.
 class CachedBoundaries final : public Boundaries {
  public:
-  /// `on_durable` is told on the HDF5 thread when a boundary's file is complete and on disk.
-  CachedBoundaries(CacheOptions options, IoEngine& engine, RunMeters& meters,
+  /// `hdf5` is the one serial place of the program's HDF5 calls, and outlives this. `on_durable` is
+  /// told there when a boundary's file is complete and on disk.
+  CachedBoundaries(CacheOptions options, IoEngine& engine, SerialExecutor& hdf5, RunMeters& meters,
                    std::function<void(Boundary, const FileRecord&)> on_durable);
   ~CachedBoundaries() override;  // waits for what is being written
 
@@ -62,6 +63,7 @@ class CachedBoundaries final : public Boundaries {
 
   CacheOptions options_;
   IoEngine& engine_;
+  SerialExecutor& hdf5_;
   RunMeters& meters_;
   std::function<void(Boundary, const FileRecord&)> on_durable_;
   std::function<bool(Boundary)> unwanted_;
@@ -71,7 +73,6 @@ class CachedBoundaries final : public Boundaries {
   std::shared_ptr<Quota> behind_;
   tbb::global_control workers_ = enough_workers();
   tbb::task_arena codec_;
-  SerialExecutor hdf5_;  // the one serial place of all HDF5 calls of this job
 };
 
 }  // namespace coppice

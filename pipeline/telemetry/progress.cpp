@@ -17,15 +17,21 @@ std::string bar(double share) {
 
 }  // namespace
 
-Progress::Progress(Verbosity verbosity, int total_steps)
+Progress::Progress(Verbosity verbosity)
     : verbosity_(verbosity),
       terminal_(isatty(STDERR_FILENO) != 0),
-      total_(total_steps),
       start_(std::chrono::steady_clock::now()) {}
 
 Progress::~Progress() {
   std::lock_guard lock(mutex_);
   clear();
+}
+
+void Progress::expect(int steps) {
+  std::lock_guard lock(mutex_);
+  total_ = steps;
+  finished_ = 0;
+  start_ = std::chrono::steady_clock::now();
 }
 
 void Progress::now(const std::string& what) {
@@ -41,14 +47,22 @@ void Progress::done(const std::string& line) {
   std::lock_guard lock(mutex_);
   ++finished_;
   if (verbosity_ == Verbosity::kQuiet) return;
-  clear();
-  std::fputs((line + "\n").c_str(), stderr);
+  if (terminal_ && verbosity_ == Verbosity::kNormal) {
+    draw(line);
+  } else {
+    keep(line);
+  }
+}
+
+void Progress::detail(const std::string& line) {
+  if (verbosity_ != Verbosity::kVerbose) return;
+  std::lock_guard lock(mutex_);
+  keep(line);
 }
 
 void Progress::note(const std::string& line) {
   std::lock_guard lock(mutex_);
-  clear();
-  std::fputs((line + "\n").c_str(), stderr);
+  keep(line);
 }
 
 void Progress::draw(const std::string& what) {
@@ -61,6 +75,11 @@ void Progress::draw(const std::string& what) {
       fmt::format("\r\033[K{} {}/{}  {}  {}", bar(share), finished_, total_, what, eta).c_str(),
       stderr);
   std::fflush(stderr);
+}
+
+void Progress::keep(const std::string& line) {
+  clear();
+  std::fputs((line + "\n").c_str(), stderr);
 }
 
 void Progress::clear() {

@@ -12,6 +12,10 @@
 
 namespace coppice {
 
+at::Tensor head_logits(const at::Tensor& normed, const at::Tensor& head_rows) {
+  return at::linear(normed, head_rows).to(at::kFloat);  // [n, rows]
+}
+
 RunningLogSumExp::RunningLogSumExp(at::Tensor targets) : targets_(std::move(targets)) {
   const auto fp32 = targets_.options().dtype(at::kFloat);
   max_ = at::full_like(targets_, -std::numeric_limits<float>::infinity(), fp32);
@@ -19,10 +23,8 @@ RunningLogSumExp::RunningLogSumExp(at::Tensor targets) : targets_(std::move(targ
   target_logit_ = at::zeros_like(targets_, fp32);
 }
 
-void RunningLogSumExp::add(int64_t first_token, const at::Tensor& normed,
-                           const at::Tensor& head_rows, int64_t first_row) {
-  const int64_t tokens = normed.size(0), rows = head_rows.size(0);
-  at::Tensor logits = at::linear(normed, head_rows).to(at::kFloat);  // [tokens, rows]
+void RunningLogSumExp::add(int64_t first_token, at::Tensor logits, int64_t first_row) {
+  const int64_t tokens = logits.size(0), rows = logits.size(1);
   at::Tensor max = max_.narrow(0, first_token, tokens);
   at::Tensor sum = sum_.narrow(0, first_token, tokens);
 
@@ -37,6 +39,8 @@ void RunningLogSumExp::add(int64_t first_token, const at::Tensor& normed,
   max.copy_(new_max);
 }
 
-at::Tensor RunningLogSumExp::nll() const { return (sum_.log() + max_).sub_(target_logit_); }
+at::Tensor RunningLogSumExp::log_sum_exp() const { return sum_.log().add_(max_); }
+
+at::Tensor RunningLogSumExp::nll() const { return log_sum_exp().sub_(target_logit_); }
 
 }  // namespace coppice

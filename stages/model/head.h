@@ -7,18 +7,22 @@
 
 namespace coppice {
 
+/// normed [n, hidden] · head_rows [rows, hidden]ᵀ, rounded to the dtype of `normed`, then fp32.
+at::Tensor head_logits(const at::Tensor& normed, const at::Tensor& head_rows);
+
 /// Per predicted token: running maximum and sum of exponentials, and the logit of the target.
-/// All fp32 [tokens] on the CPU device of the job; 12 bytes a token.
+/// All fp32 [tokens] on the device of `targets`; 12 bytes a token.
 class RunningLogSumExp {
  public:
   /// targets [tokens] int64: the token each position predicts.
   explicit RunningLogSumExp(at::Tensor targets);
 
-  /// Adds the logits of vocabulary rows [first_row, first_row + rows) for positions
-  /// [first_token, first_token + n): normed [n, hidden] · head_rows [rows, hidden]ᵀ, rounded to the
-  /// dtype of `normed`, then fp32. Chunks may come in any order, each once.
-  void add(int64_t first_token, const at::Tensor& normed, const at::Tensor& head_rows,
-           int64_t first_row);
+  /// Adds logits [n, rows] fp32 of vocabulary rows [first_row, first_row + rows) for positions
+  /// [first_token, first_token + n). Overwrites them. Chunks may come in any order, each once.
+  void add(int64_t first_token, at::Tensor logits, int64_t first_row);
+
+  /// log Σ exp(logit) per position, fp32 [tokens]; valid once every chunk was added.
+  at::Tensor log_sum_exp() const;
 
   /// −log p(target) per position, fp32 [tokens]; valid once every chunk was added.
   at::Tensor nll() const;

@@ -29,7 +29,7 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
     options.windows_ahead = ahead;
     options.windows_behind = 2;
     return std::make_unique<CachedBoundaries>(
-        std::move(options), *engine_, meters_,
+        std::move(options), *engine_, hdf5_, meters_,
         [this](Boundary boundary, const FileRecord& file) { durable_[boundary] = file; });
   }
 
@@ -47,6 +47,7 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
 
   testing::TempDir dir_;
   std::unique_ptr<IoEngine> engine_ = make_io_engine({});
+  SerialExecutor hdf5_{"hdf5"};
   RunMeters meters_;
   std::map<Boundary, FileRecord> durable_;
 };

@@ -26,7 +26,7 @@ struct Head {
     return log_p.gather(1, targets.unsqueeze(1)).squeeze(1).neg();
   }
   void add(RunningLogSumExp& sum, int64_t token, int64_t tokens, int64_t row, int64_t count) const {
-    sum.add(token, normed.narrow(0, token, tokens), rows.narrow(0, row, count), row);
+    sum.add(token, head_logits(normed.narrow(0, token, tokens), rows.narrow(0, row, count)), row);
   }
 };
 
