@@ -20,7 +20,8 @@ class BlockError : public std::runtime_error {
 };
 
 /// The exit code of the innermost cause: 2 ConfigError, 3 IoError, 4 CorruptionError, 5 BudgetError
-/// or std::bad_alloc, 6 NumericalError, 1 anything else.
+/// or memory that was refused (std::bad_alloc, libtorch's errors, a thread's stack), 6
+/// NumericalError, 130 Interrupted, 1 anything else.
 int exit_code(const std::exception& error);
 
 /// The chain of messages, outermost first, one a line.

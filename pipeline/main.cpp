@@ -1,9 +1,11 @@
 // Parse, dispatch, exit code.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <tbb/global_control.h>
 
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -43,8 +45,10 @@ int dispatch(const std::vector<std::string>& words) {
     return 0;
   }
   std::string command_line;
-  for (const std::string& word : words)
-    command_line += (command_line.empty() ? "" : " ") + quoted(word);
+  for (const std::string& word : words) {
+    if (!command_line.empty()) command_line += ' ';
+    command_line += quoted(word);
+  }
   std::vector<std::string> names;
   for (const coppice::Command& command : coppice::commands()) {
     if (words[1] == command.name)
@@ -59,10 +63,15 @@ int dispatch(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  tbb::task_scheduler_handle workers{tbb::attach{}};
+  int code = 0;
   try {
-    return dispatch({argv, argv + argc});
+    code = dispatch({argv, argv + argc});
   } catch (const std::exception& error) {
     fmt::print(stderr, "coppice: {}\n", coppice::error_chain(error));
-    return coppice::exit_code(error);
+    code = coppice::exit_code(error);
   }
+  // One that wakes while the process is torn down would crash a finished run.
+  tbb::finalize(workers, std::nothrow);
+  return code;
 }

@@ -98,6 +98,13 @@ void check_ids(const TokenFile& tokens, const Architecture& architecture, const 
   }
 }
 
+// Windows that somebody cut are taken as they are: other lengths would run across their borders.
+void check_seqlen(const TokenFile& tokens, int64_t seqlen, const char* key, const fs::path& path) {
+  if (tokens.seqlen == 0 || tokens.seqlen == seqlen) return;
+  throw ConfigError(fmt::format("{}: {}: {} holds windows of {} tokens", key, seqlen, path.string(),
+                                tokens.seqlen));
+}
+
 TokenWindows finished(TokenWindows windows, const TextSource& source) {
   windows.dataset_sha256 = sha256_file(source.text);
   const XXH128_hash_t hash =
@@ -130,10 +137,7 @@ TokenWindows calibration_windows(const TextSource& source, const CalibrationOpti
   if (eos >= 0) mode = {"--join-token", std::to_string(eos)};
   const TokenFile tokens = load(source, mode, fmt::format("joined-{}", eos));
   check_ids(tokens, architecture, source.text);
-  if (tokens.seqlen != 0 && tokens.seqlen != options.seqlen) {
-    throw ConfigError(fmt::format("calibration.seqlen: {}: {} holds windows of {} tokens",
-                                  options.seqlen, source.text.string(), tokens.seqlen));
-  }
+  check_seqlen(tokens, options.seqlen, "calibration.seqlen", source.text);
   const int64_t available = int64_t(tokens.ids.size()) / options.seqlen;
   if (available < options.nsamples) {
     throw ConfigError(
@@ -156,6 +160,7 @@ TokenWindows evaluation_windows(const TextSource& source, int64_t seqlen, int64_
                                 const Architecture& architecture) {
   TokenFile tokens = load(source, {"--raw-stream"}, "stream");
   check_ids(tokens, architecture, source.text);
+  check_seqlen(tokens, seqlen, "--seqlen", source.text);
   int64_t count = int64_t(tokens.ids.size()) / seqlen;
   if (count == 0) {
     throw ConfigError(

@@ -39,7 +39,7 @@ TokenWindows calibration_windows(const TextSource& source, const CalibrationOpti
                                  const Architecture& architecture);
 
 /// Evaluation: one stream without special tokens, cut in windows of seqlen; at most `max_windows`
-/// (0: all whole ones). At least one window must come out.
+/// (0: all whole ones). At least one window must come out. Throws like calibration_windows.
 TokenWindows evaluation_windows(const TextSource& source, int64_t seqlen, int64_t max_windows,
                                 const Architecture& architecture);
 

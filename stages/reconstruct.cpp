@@ -1,5 +1,6 @@
 #include "stages/reconstruct.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -36,11 +37,13 @@ void Reconstruct::run(WindowJob& job) const {
 
 Cost Reconstruct::cost(const SpanShape& shape) const {
   const int windows = static_cast<int>(shape.num_windows);
+  if (windows < 2) return {};  // run() refuses
   const int held_out = num_held_out(options_, windows);
   const double seqlen = static_cast<double>(shape.seqlen);
   const double training = options_.epochs * static_cast<double>(windows - held_out) * seqlen;
-  // Before and after on as many training windows, before and after each epoch on the held-out ones.
-  const double evaluated = (3.0 + options_.epochs) * held_out * seqlen;
+  // Before and after each epoch on the held-out windows; before and after on as many training ones.
+  const double reported = std::min(held_out, windows - held_out);
+  const double evaluated = ((1.0 + options_.epochs) * held_out + 2 * reported) * seqlen;
   const double element = static_cast<double>(shape.compute_bytes);
   const double batch = options_.batch_size * seqlen;
   Cost cost;

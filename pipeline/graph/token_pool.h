@@ -19,6 +19,9 @@ class TokenPool {
   void fill() {
     for (int token = 0; token < size_; ++token) queue_.try_put(token);
   }
+  /// From here on nobody asks for tokens: leases that are still in messages are let go of while the
+  /// graph is taken apart, and nothing may be put into it then.
+  void close() { closed_ = true; }
   tbb::flow::queue_node<int>& node() { return queue_; }
   int most_in_use() const { return most_in_use_; }
 
@@ -31,12 +34,13 @@ class TokenPool {
   }
   void put_back(int token) {
     --in_use_;
-    queue_.try_put(token);
+    if (!closed_) queue_.try_put(token);
   }
 
  private:
   tbb::flow::queue_node<int> queue_;
   int size_;
+  bool closed_ = false;  // set when the graph is idle
   std::atomic<int> in_use_ = 0;
   std::atomic<int> most_in_use_ = 0;
 };

@@ -9,29 +9,39 @@ namespace {
 
 using nlohmann::json;
 
-// Lines "license: …" and "language: …" of a card's front matter, as they are.
+// Licence and language of a card's front matter, as they are: a key's line and what belongs to it
+// (indented lines, items of a list).
 std::string copied_front_matter(const std::string& base_card) {
   std::istringstream lines(base_card);
   std::string line, kept;
   if (!std::getline(lines, line) || line != "---") return kept;
+  bool is_copied = false;
   while (std::getline(lines, line) && line != "---") {
-    for (const char* key : {"license:", "license_name:", "license_link:", "language:"}) {
-      if (line.starts_with(key) && line.size() > std::string(key).size()) kept += line + "\n";
+    if (line.find_first_of(" -") != 0) {
+      const std::string key = line.substr(0, line.find(':'));
+      is_copied =
+          key == "license" || key == "license_name" || key == "license_link" || key == "language";
     }
+    if (is_copied) kept += line + "\n";
   }
   return kept;
 }
 
-double zeroed_share(const json& report) {
-  double sum = 0;
-  int count = 0;
+struct Zeroed {
+  int matrices = 0;
+  double mean_share = 0;
+};
+
+Zeroed zeroed(const json& report) {
+  Zeroed zeroed;
   for (const json& block : report.at("blocks")) {
     for (const json& linear : block.at("linears")) {
-      sum += linear.at("sparsity").get<double>();
-      ++count;
+      zeroed.mean_share += linear.at("sparsity").get<double>();
+      ++zeroed.matrices;
     }
   }
-  return count == 0 ? 0 : sum / count;
+  if (zeroed.matrices > 0) zeroed.mean_share /= zeroed.matrices;
+  return zeroed;
 }
 
 }  // namespace
@@ -40,14 +50,14 @@ std::string model_card(const json& report, const std::string& base_card) {
   const json& prune = report.at("recipe").at("prune");
   const json& reconstruct = report.at("recipe").at("reconstruct");
   const std::string base = report.at("model").at("path");
+  const Zeroed zeroed = coppice::zeroed(report);
   std::string card = "---\n" + copied_front_matter(base_card);
   card += fmt::format("base_model: {}\ntags:\n- pruned\n- sparse\n- coppice\n---\n\n", base);
   card += fmt::format("# {}, pruned\n\n", base);
   card += fmt::format(
-      "{:.1f} % of the weights of the blocks' linears are exactly zero ({} {}). Embeddings, norms "
-      "and "
-      "the head are not pruned. Reconstruction: {}.\n\n",
-      100 * zeroed_share(report), prune.at("method").get<std::string>(),
+      "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are exactly zero ({} "
+      "{}). Embeddings, norms and the head are not pruned. Reconstruction: {}.\n\n",
+      100 * zeroed.mean_share, zeroed.matrices, prune.at("method").get<std::string>(),
       prune.at("sparsity_type").get<std::string>(),
       reconstruct.at("window") == "none"
           ? "none"
@@ -65,8 +75,7 @@ std::string model_card(const json& report, const std::string& base_card) {
                   report.at("version").get<std::string>(), report.at("command").get<std::string>());
   card +=
       "`recipe.yaml` holds every setting and seed, `coppice_report.json` what was done to each "
-      "block "
-      "and how well each window was reconstructed.\n";
+      "block and how well each window was reconstructed.\n";
   return card;
 }
 

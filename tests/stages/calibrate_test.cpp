@@ -103,5 +103,54 @@ TEST(Calibrate, InfinityInTheOutputNamesTheHalf) {
   EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.self_attn.o_proj"));
 }
 
+// ---- cost ----
+
+Cost cost_of(const TinySpan& span, HalfRange halves, int64_t num_windows) {
+  return Calibrate(Calibrate::Statistics::kSquares)
+      .cost({span.architecture, halves, num_windows, TinySpan::kSeqlen, 4});
+}
+
+TEST(Calibrate, CostIsOneForwardOfEveryToken) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const double tokens = kWindows * TinySpan::kSeqlen;
+  double flop = 0;
+  for (const LinearSpec& linear : span.architecture.linears) {
+    flop += 2 * tokens * static_cast<double>(linear.in * linear.out);
+  }
+  // Scores and their weighted sum, over half of the square.
+  flop += 2 * tokens * double(TinySpan::kSeqlen * span.architecture.heads) *
+          double(span.architecture.head_dim);
+  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop, flop);
+}
+
+TEST(Calibrate, CostOfABlockIsThatOfItsHalves) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop,
+                   cost_of(span, {0, 1}, kWindows).flop + cost_of(span, {1, 2}, kWindows).flop);
+}
+
+TEST(Calibrate, CostMovesWhatARunReadsAndWrites) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.boundaries.held.erase(1);
+  span.boundaries.held.erase(2);
+  span.boundaries.wanted = {1, 2};
+  run(span);
+  size_t windows = span.boundaries.held.at(1).size() + span.boundaries.held.at(2).size();
+  for (const std::vector<int>& order : span.boundaries.announced) windows += order.size();
+  const double window_bytes = TinySpan::kSeqlen * double(span.architecture.hidden) * 4;
+  EXPECT_EQ(cost_of(span, {0, 2}, kWindows).bytes_moved, double(windows) * window_bytes);
+}
+
+TEST(Calibrate, CostHoldsOneWindowHoweverMany) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  EXPECT_EQ(cost_of(span, {0, 2}, 1000).bytes_held, cost_of(span, {0, 2}, 1).bytes_held);
+}
+
+TEST(Calibrate, CostOfNoWindowsIsNone) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  EXPECT_EQ(cost_of(span, {0, 2}, 0).flop, 0);
+  EXPECT_EQ(cost_of(span, {0, 2}, 0).bytes_moved, 0);
+}
+
 }  // namespace
 }  // namespace coppice

@@ -303,6 +303,103 @@ TEST(Reconstruct, OneCalibrationWindowIsTooFew) {
   EXPECT_THROW(run(span, kMlp, options_with(1e-2)), std::invalid_argument);
 }
 
+// ---- cost ----
+
+SpanShape shape_of(const Architecture& architecture, HalfRange halves, int64_t num_windows) {
+  return {architecture, halves, num_windows, TinySpan::kSeqlen, 4};
+}
+
+double forward_flop(const LinearSpec& linear, double tokens) {
+  return 2 * tokens * static_cast<double>(linear.in) * static_cast<double>(linear.out);
+}
+
+/// What a run reads: every window announced, by inputs and targets each.
+struct WindowsRead {
+  double trained = 0, evaluated = 0;
+};
+WindowsRead windows_read(const TinySpan& span, size_t num_training) {
+  WindowsRead read;
+  for (const std::vector<int>& order : span.boundaries.announced) {
+    (order.size() == num_training ? read.trained : read.evaluated) += double(order.size()) / 2;
+  }
+  return read;
+}
+
+class ReconstructCost : public ::testing::TestWithParam<HalfRange> {};
+
+// Forward, gradient of the weight, gradient of the input: one product each.
+TEST_P(ReconstructCost, CountsTheProductsOfARun) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const ReconstructOptions options = options_with(1e-2, 3);
+  ASSERT_THAT(run(span, GetParam(), options).fallback, IsEmpty());
+  const WindowsRead read = windows_read(span, 6);
+  const double trained = read.trained * TinySpan::kSeqlen;
+  const double evaluated = read.evaluated * TinySpan::kSeqlen;
+  double flop = 0;
+  for (int half = GetParam().first; half < GetParam().last; ++half) {
+    for (const LinearSpec& linear : span.architecture.linears) {
+      if (linear.half != half_of(half)) continue;
+      const bool reads_the_cache = half == GetParam().first && linear.input.ends_with("_in");
+      flop += forward_flop(linear, trained + evaluated) + forward_flop(linear, trained) +
+              (reads_the_cache ? 0 : forward_flop(linear, trained));
+    }
+    if (half_of(half) != Half::kAttention) continue;
+    // Scores and their weighted sum over half of the square; backward two and a half times as much.
+    const double width = double(span.architecture.heads * span.architecture.head_dim);
+    flop += 2 * TinySpan::kSeqlen * width * (3.5 * trained + evaluated);
+  }
+  EXPECT_DOUBLE_EQ(
+      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).flop, flop);
+}
+
+TEST_P(ReconstructCost, MovesTheWindowsThatARunReads) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const ReconstructOptions options = options_with(1e-2, 3);
+  ASSERT_THAT(run(span, GetParam(), options).fallback, IsEmpty());
+  const WindowsRead read = windows_read(span, 6);
+  const double window_bytes = TinySpan::kSeqlen * double(span.architecture.hidden) * 4;
+  EXPECT_EQ(
+      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).bytes_moved,
+      2 * (read.trained + read.evaluated) * window_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Windows, ReconstructCost, ::testing::Values(kAttention, kMlp, kBlock));
+
+TEST(Reconstruct, CostOfABlockAddsTheWayBackThroughItsMlp) {
+  const Architecture architecture = testing::tiny_llama();
+  const Reconstruct stage(options_with(1e-2, 3));
+  const auto flop = [&](HalfRange halves) {
+    return stage.cost(shape_of(architecture, halves, kWindows)).flop;
+  };
+  const double trained = 3 * 6 * TinySpan::kSeqlen;
+  EXPECT_DOUBLE_EQ(flop(kBlock) - flop(kAttention) - flop(kMlp),
+                   forward_flop(architecture.linear("gate"), trained) +
+                       forward_flop(architecture.linear("up"), trained));
+}
+
+TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
+  const Architecture architecture = testing::tiny_llama();
+  int64_t parameters = 0;
+  for (const NamedShape& tensor : block_tensors(architecture, 0)) {
+    parameters += tensor.shape[0] * (tensor.shape.size() == 2 ? tensor.shape[1] : 1);
+  }
+  const auto held = [&](int batch_size, int64_t num_windows) {
+    ReconstructOptions options = options_with(1e-2);
+    options.batch_size = batch_size;
+    return Reconstruct(options).cost(shape_of(architecture, kBlock, num_windows)).bytes_held;
+  };
+  // Master, two moments, gradient and the best state in fp32; the mask.
+  EXPECT_EQ(2 * held(1, kWindows) - held(2, kWindows), double(parameters) * (5 * 4 + 1));
+  EXPECT_EQ(held(2, kWindows), held(2, 1000));
+}
+
+TEST(Reconstruct, CostOfNoWindowsIsNone) {
+  const Architecture architecture = testing::tiny_llama();
+  const Cost cost = Reconstruct(options_with(1e-2)).cost(shape_of(architecture, kBlock, 0));
+  EXPECT_EQ(cost.flop, 0);
+  EXPECT_EQ(cost.bytes_moved, 0);
+}
+
 // ---- schedule ----
 
 TEST(Schedule, RateRisesToItsPeakAndFallsAndIsNeverZero) {

@@ -6,8 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <fstream>
+#include <future>
 #include <latch>
 #include <map>
 #include <mutex>
@@ -24,6 +26,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using namespace std::chrono_literals;
 
 constexpr uint64_t kSpanBytes = 64 << 10;
 
@@ -66,7 +69,8 @@ class BlockGraphTest : public ::testing::Test {
     out.close();
     files_.push_back(std::make_unique<ReadFile>(path));
     work_.num_spans = kSpans;
-    work_.plan = [](GraphSpan& span) {
+    work_.plan = [this](GraphSpan& span) {
+      span.files = files_;
       span.name = "block " + std::to_string(span.index);
       const Extent extent{0, span.index * kSpanBytes, kSpanBytes};
       const uint64_t bytes = kSpans * kSpanBytes;
@@ -90,10 +94,12 @@ class BlockGraphTest : public ::testing::Test {
   }
 
   GraphResult run(GraphOptions options) {
-    BlockGraph graph(std::move(options), work_, files_, engine_, device_, store_);
+    BlockGraph graph(std::move(options), work_, engine_, device_, store_);
     graph_ = &graph;
     return graph.run();
   }
+
+  bool computes_past_a_waiting_adaptation(Advance advance, std::chrono::milliseconds patience);
 
   void note(const std::string& step, const GraphSpan& span) {
     std::lock_guard lock(mutex_);
@@ -180,12 +186,42 @@ TEST_F(BlockGraphTest, AdvanceAfterAdaptKeepsTheNextForwardBehindThisAdaptation)
   EXPECT_THAT(order, ElementsAre("f0", "a0", "f1", "a1", "f2", "a2"));
 }
 
-TEST_F(BlockGraphTest, ForwardOfTheNextMayRunBesideAnAdaptationWhenAskedTo) {
-  // The device's thread is one, so beside means: queued without waiting for the adaptation's end.
-  GraphOptions opts = options(2);
+// The device's thread is one, so the two differ only where an adaptation cannot start: span 1 has
+// no output buffer while span 0 is being stored. Waits at most `patience` for the forward of
+// span 2.
+bool BlockGraphTest::computes_past_a_waiting_adaptation(Advance advance,
+                                                        std::chrono::milliseconds patience) {
+  std::promise<void> computed;
+  std::future<void> third_forward = computed.get_future();
+  bool in_time = false;
+  work_.forward = [&](GraphSpan& span) {
+    if (span.index == 2) computed.set_value();
+  };
+  work_.store = [&](GraphSpan& span) {
+    if (span.index == 0) in_time = third_forward.wait_for(patience) == std::future_status::ready;
+  };
+  GraphOptions opts = options(3);
+  opts.advance = advance;
+  run(std::move(opts));
+  return in_time;
+}
+
+TEST_F(BlockGraphTest, AdvanceAfterForwardComputesPastAWaitingAdaptation) {
+  EXPECT_TRUE(computes_past_a_waiting_adaptation(Advance::kAfterForward, 20s));
+}
+
+TEST_F(BlockGraphTest, AdvanceAfterAdaptDoesNotComputePastAWaitingAdaptation) {
+  // Correct however long it waits; the longer, the surer a graph that is not is found out.
+  EXPECT_FALSE(computes_past_a_waiting_adaptation(Advance::kAfterAdapt, 100ms));
+}
+
+TEST_F(BlockGraphTest, AdvanceAfterForwardKeepsEveryStepInOrder) {
+  GraphOptions opts = options(3);
   opts.advance = Advance::kAfterForward;
-  EXPECT_EQ(run(std::move(opts)).retired, kSpans);
-  EXPECT_THAT(steps_["forward"], ElementsAre(0, 1, 2, 3, 4, 5, 6));
+  run(std::move(opts));
+  for (const char* step : {"forward", "adapt", "store"}) {
+    EXPECT_THAT(steps_[step], ElementsAre(0, 1, 2, 3, 4, 5, 6)) << step;
+  }
 }
 
 TEST_F(BlockGraphTest, WithoutAdaptTheGraphEndsAfterForward) {
@@ -277,6 +313,13 @@ TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
   EXPECT_EQ(run(std::move(opts)).retired, kSpans);
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(uploads, kSpans * 2);
+}
+
+// Its messages still hold tokens when the graph is taken apart.
+TEST_F(BlockGraphTest, AStarvedGraphSaysSo) {
+  GraphOptions starved = options(2);
+  starved.num_slabs = 0;
+  EXPECT_THROW(run(std::move(starved)), std::logic_error);
 }
 
 TEST_F(BlockGraphTest, APlanLargerThanASlotIsRefused) {

@@ -1,0 +1,250 @@
+// What a run leaves: shards with the right bytes, the files beside them, and an index that comes
+// last.
+#include "pipeline/output_directory.h"
+
+#include <ATen/ops/full.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "storage/errors.h"
+#include "storage/io/file.h"
+#include "tests/support/small_checkpoint.h"
+#include "tests/support/temp_dir.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::golden_directory;
+using testing::small_config;
+using testing::stored_bytes;
+using testing::TempDir;
+using ::testing::UnorderedElementsAre;
+using testing::write_checkpoint;
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> files_in(const fs::path& directory) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    names.push_back(entry.path().filename());
+  }
+  return names;
+}
+
+std::vector<std::string> tensors_in(const fs::path& shard) {
+  std::vector<std::string> names;
+  for (const TensorInfo& info : read_safetensors_header(shard).tensors) names.push_back(info.name);
+  return names;
+}
+
+// The output of a model, as its own directory.
+class Output {
+ public:
+  explicit Output(const fs::path& model_directory)
+      : model(open_model(model_directory, {})),
+        directory(dir_.path(), model),
+        device_(make_device({.device = "cpu"})) {}
+
+  FileRecord write_block(int block, const Variant& variant = {}) {
+    const TokenWindows tokens{{0}, 1, "", ""};
+    const ModelSpans spans(model, tokens);
+    GraphSpan span;
+    plan_span(span, model, spans, spans.block_span(block));
+    AlignedBuffer slot = testing::filled_slot(span.plan, model.checkpoint);
+    span.slot = slot.span();
+    std::vector<std::byte> memory(directory.largest_image_bytes());
+    return directory.write_block(block, directory.assemble_block(memory, span, variant, *device_));
+  }
+  void write_all_but_the_index() {
+    directory.write_outer();
+    for (int block = 0; block < model.architecture.num_blocks; ++block) write_block(block);
+    directory.copy_side_files();
+  }
+  fs::path path(const std::string& name) const { return dir_ / name; }
+
+ private:
+  TempDir dir_;
+
+ public:
+  const SourceModel model;
+  const OutputDirectory directory;
+
+ private:
+  std::unique_ptr<Device> device_;
+};
+
+// ---- files beside the weights ----
+
+class SideFiles : public ::testing::Test {
+ protected:
+  SideFiles() { write_checkpoint(source_.path(), small_config(1, 16, 8, 31)); }
+  void add(const std::string& name, const std::string& text = "x") {
+    write_file(source_ / name, text);
+  }
+  std::vector<std::string> copied() {
+    output_ = std::make_unique<Output>(source_.path());
+    output_->directory.copy_side_files();
+    return files_in(output_->directory.path());
+  }
+  TempDir source_;
+  std::unique_ptr<Output> output_;
+};
+
+TEST_F(SideFiles, AreCopiedVerbatim) {
+  const std::string binary("\0\xff\r\n", 4);
+  add("tokenizer.model", binary);
+  add("LICENSE");
+  add("modeling_llama.py");
+  EXPECT_THAT(copied(), UnorderedElementsAre("config.json", "tokenizer.model", "LICENSE",
+                                             "modeling_llama.py"));
+  EXPECT_EQ(read_file(output_->path("tokenizer.model")), binary);
+  EXPECT_EQ(read_file(output_->path("config.json")), read_file(source_ / "config.json"));
+}
+
+TEST_F(SideFiles, OfTheDownloadCacheAreCopiedNotLinked) {
+  add("blob", "licence");
+  fs::create_symlink("blob", source_ / "LICENSE");
+  copied();
+  EXPECT_FALSE(fs::is_symlink(output_->path("LICENSE")));
+  EXPECT_EQ(read_file(output_->path("LICENSE")), "licence");
+}
+
+TEST_F(SideFiles, AreNotWeightsInAnyForm) {
+  for (const char* name :
+       {"pytorch_model.bin", "consolidated.00.pth", "model.gguf", "tf_model.h5",
+        "flax_model.msgpack", "other.safetensors", "rank0.pt", "pytorch_model.bin.index.json"}) {
+    add(name);
+  }
+  EXPECT_THAT(copied(), ElementsAre("config.json"));
+}
+
+TEST_F(SideFiles, AreNotOursOfAnEarlierRun) {
+  for (const char* name :
+       {"README.md", "recipe.yaml", "coppice_report.json", "coppice_layers.csv"}) {
+    add(name);
+  }
+  EXPECT_THAT(copied(), ElementsAre("config.json"));
+}
+
+TEST_F(SideFiles, AreNeitherHiddenNorUnfinished) {
+  add(".gitattributes");
+  add("vocab.json.tmp");
+  EXPECT_THAT(copied(), ElementsAre("config.json"));
+}
+
+// ---- shards ----
+
+TEST(OutputDirectory, ShardsAreOnePerBlockAndOneForTheRest) {
+  const Output output(golden_directory("llama_fp32"));
+  EXPECT_EQ(output.directory.outer_shard(), "model-00001-of-00004.safetensors");
+  EXPECT_EQ(output.directory.block_shard(2), "model-00004-of-00004.safetensors");
+}
+
+TEST(OutputDirectory, OuterShardHoldsWhatLiesOutsideTheBlocksAndWhatNobodyKnows) {
+  const TempDir source;
+  write_checkpoint(source.path(), small_config(2, 16, 8, 31), {{"counts", "I64", {3}}});
+  const Output output(source.path());
+  output.directory.write_outer();
+  const std::string shard = output.directory.outer_shard();
+  EXPECT_THAT(tensors_in(output.path(shard)),
+              UnorderedElementsAre("model.embed_tokens.weight", "model.norm.weight", "counts"));
+}
+
+TEST(OutputDirectory, BlockShardHoldsTheTensorsOfItsBlock) {
+  Output output(golden_directory("llama_bias_llama3_fp32"));
+  output.write_block(1);
+  std::vector<std::string> names;
+  for (const NamedShape& tensor : block_tensors(output.model.architecture, 1)) {
+    names.push_back(tensor.name);
+  }
+  EXPECT_THAT(tensors_in(output.path(output.directory.block_shard(1))),
+              ::testing::UnorderedElementsAreArray(names));
+}
+
+TEST(OutputDirectory, AdaptedTensorsAreThoseOfTheVariantTheOthersThoseOfTheSlot) {
+  const TempDir source;
+  write_checkpoint(source.path(), small_config(1, 16, 8, 31));
+  Output output(source.path());
+  const std::string up = "model.layers.0.mlp.up_proj.weight";
+  const std::string down = "model.layers.0.mlp.down_proj.weight";
+  at::Tensor adapted = at::full({16, 8}, 1.5F).t();  // [8, 16], not laid out in rows
+  adapted[0][1] = 2.5F;
+  Variant variant;
+  variant.adapted[up] = adapted;
+  output.write_block(0, variant);
+  output.directory.write_outer();
+  output.directory.write_index();
+  std::vector<float> expected(8 * 16, 1.5F);
+  expected[1] = 2.5F;
+  const CheckpointReader written(output.directory.path());
+  EXPECT_EQ(stored_bytes(written, up),
+            std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * 4));
+  EXPECT_EQ(stored_bytes(written, down), stored_bytes(output.model.checkpoint, down));
+}
+
+TEST(OutputDirectory, BlockRecordIsOfTheFile) {
+  Output output(golden_directory("llama_fp32"));
+  const FileRecord record = output.write_block(1);
+  EXPECT_EQ(record, hash_file(output.path("model-00003-of-00004.safetensors")));
+}
+
+TEST(OutputDirectory, LargestImageIsOfTheBlockWithTheLongestNames) {
+  const TempDir source;
+  write_checkpoint(source.path(), small_config(11, 16, 8, 31));
+  Output output(source.path());
+  EXPECT_EQ(output.directory.largest_image_bytes(), output.write_block(10).bytes);
+  EXPECT_GT(output.directory.largest_image_bytes(), output.write_block(9).bytes);
+}
+
+TEST(OutputDirectory, TotalIsNoLessThanTheShards) {
+  Output output(golden_directory("llama_bias_llama3_fp32"));
+  uint64_t bytes = output.directory.write_outer().bytes;
+  for (int block = 0; block < 2; ++block) bytes += output.write_block(block).bytes;
+  EXPECT_GE(output.directory.total_bytes(), bytes);
+}
+
+// ---- index ----
+
+TEST(OutputDirectory, DoesNotLoadBeforeItsIndexIsWritten) {
+  Output output(golden_directory("llama_fp32"));
+  output.write_all_but_the_index();
+  EXPECT_THROW(open_model(output.directory.path(), {}), IoError);
+  output.directory.write_index();
+  EXPECT_NO_THROW(open_model(output.directory.path(), {}));
+}
+
+TEST(OutputDirectory, IndexNamesTheShardOfEveryTensor) {
+  const TempDir source;
+  write_checkpoint(source.path(), small_config(2, 16, 8, 31), {{"counts", "I64", {3}}});
+  Output output(source.path());
+  output.write_all_but_the_index();
+  output.directory.write_index();
+  std::map<std::string, std::string> expected;
+  for (const std::string& shard : files_in(output.directory.path())) {
+    if (!shard.ends_with(".safetensors")) continue;
+    for (const std::string& name : tensors_in(output.path(shard))) expected[name] = shard;
+  }
+  const auto index = nlohmann::json::parse(read_file(output.path("model.safetensors.index.json")));
+  EXPECT_EQ(index.at("weight_map"), nlohmann::json(expected));
+  EXPECT_EQ(index.at("metadata").at("total_size"), output.model.checkpoint.total_bytes());
+}
+
+TEST(OutputDirectory, NothingAdaptedIsTheModelItself) {
+  for (const char* folder : {"llama_fp32", "llama_bf16", "llama_bias_llama3_fp32"}) {
+    Output output(golden_directory(folder));
+    output.write_all_but_the_index();
+    output.directory.write_index();
+    const CheckpointReader written(output.directory.path());
+    const CheckpointReader& source = output.model.checkpoint;
+    ASSERT_EQ(written.names(), source.names());
+    for (const std::string& name : source.names()) {
+      EXPECT_EQ(written.tensor(name).dtype, source.tensor(name).dtype);
+      EXPECT_EQ(written.tensor(name).shape, source.tensor(name).shape);
+      EXPECT_EQ(stored_bytes(written, name), stored_bytes(source, name)) << folder << " " << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace coppice

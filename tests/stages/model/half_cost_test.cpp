@@ -1,0 +1,82 @@
+// Costs of a half against loops over what it is made of.
+#include "stages/model/half_cost.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <numeric>
+
+#include "tests/support/tiny_llama.h"
+
+namespace coppice {
+namespace {
+
+constexpr Half kHalves[] = {Half::kAttention, Half::kMlp};
+constexpr double kTokens = 70;
+
+TEST(HalfCost, ParametersOfBothHalvesAreTheTensorsOfABlock) {
+  const Architecture architecture = testing::tiny_llama();
+  int64_t attention = 0, mlp = 0;
+  for (const NamedShape& tensor : block_tensors(architecture, 0)) {
+    const bool is_mlp = tensor.name.find("mlp") != std::string::npos ||
+                        tensor.name.find("post_attention") != std::string::npos;
+    (is_mlp ? mlp : attention) +=
+        std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+  }
+  EXPECT_EQ(half_parameters(architecture, Half::kAttention), attention);
+  EXPECT_EQ(half_parameters(architecture, Half::kMlp), mlp);
+}
+
+// A multiplication and an addition per token and weight.
+TEST(HalfCost, ProductsOfLinearsAreCountedWeightByWeight) {
+  const Architecture architecture = testing::tiny_llama();
+  for (const Half half : kHalves) {
+    double flop = 0;
+    for (const LinearSpec& linear : architecture.linears) {
+      for (int64_t row = 0; row < linear.out && linear.half == half; ++row) {
+        flop += 2 * kTokens * double(linear.in);
+      }
+    }
+    EXPECT_EQ(linear_flop(architecture, half, kTokens), flop);
+  }
+}
+
+TEST(HalfCost, FirstLinearsAreThoseThatReadTheNorm) {
+  const Architecture architecture = testing::tiny_llama();
+  const auto flop = [&](const std::string& role) {
+    const LinearSpec& linear = architecture.linear(role);
+    return 2 * kTokens * double(linear.in * linear.out);
+  };
+  EXPECT_EQ(first_linear_flop(architecture, Half::kAttention, kTokens),
+            flop("q") + flop("k") + flop("v"));
+  EXPECT_EQ(first_linear_flop(architecture, Half::kMlp, kTokens), flop("gate") + flop("up"));
+}
+
+// Scores and their weighted sum: a multiplication and an addition each, per head, channel and pair
+// of a token with one that is not behind it. The diagonal is counted by half.
+TEST(HalfCost, AttentionIsCountedPairByPair) {
+  const Architecture architecture = testing::tiny_llama();
+  constexpr int64_t kSeqlen = 50, kSequences = 3;
+  double pairs = 0;
+  for (int64_t token = 0; token < kSeqlen; ++token) {
+    for (int64_t seen = 0; seen <= token; ++seen) pairs += seen == token ? 0.5 : 1;
+  }
+  const double flop = 4 * pairs * double(kSequences * architecture.heads * architecture.head_dim);
+  EXPECT_DOUBLE_EQ(
+      attention_flop(architecture, Half::kAttention, double(kSeqlen * kSequences), kSeqlen), flop);
+}
+
+TEST(HalfCost, MlpAttendsToNothing) {
+  EXPECT_EQ(attention_flop(testing::tiny_llama(), Half::kMlp, kTokens, 7), 0);
+}
+
+// x, x̂ and gain ∘ x̂; what each linear gives; what the last one reads; x + output.
+TEST(HalfCost, KeptActivationsAreCountedTensorByTensor) {
+  const Architecture a = testing::tiny_llama();
+  const int64_t q = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
+  EXPECT_EQ(kept_activations(a, Half::kAttention), 3 * a.hidden + (q + kv + kv) + q + a.hidden);
+  EXPECT_EQ(kept_activations(a, Half::kMlp), 3 * a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
+}
+
+}  // namespace
+}  // namespace coppice
