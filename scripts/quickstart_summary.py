@@ -99,9 +99,10 @@ Before you use it:{rounded}
 * One short text says little about a model: measure it on what you need it for.
 
 Next:
-  build/release/bin/coppice verify {out / "reconstructed"}      is it what it claims?
-  build/release/bin/coppice plan --help                         what would a larger model need?
-  .venv/bin/python scripts/check_with_transformers.py {out / "reconstructed"} --dense {model}"""
+  build/release/bin/coppice eval {out / "reconstructed"} --against {model} --text FILE
+               how far its predictions are from the dense model's
+  .venv/bin/python scripts/check_with_transformers.py {out / "reconstructed"} --text FILE --dense {model}
+               does Hugging Face transformers agree, and is every zero where the report says?"""
 
 
 def main() -> int:

@@ -11,9 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  build-essential g++ cmake ninja-build ccache pkg-config git python3 python3-venv python3-pip
+  build-essential g++ cmake ninja-build ccache pkg-config git python3 python3-venv python3-pip time
   libtbb-dev liburing-dev libzstd-dev libxxhash-dev libhdf5-dev libssl-dev
-  libgtest-dev libgmock-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev
+  libgtest-dev libgmock-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libfmt-dev
+  libgoogle-perftools-dev
   clang-format clang-tidy
 )
 

@@ -19,6 +19,7 @@ std::unique_ptr<Device> make_cuda_device(int, const DeviceOptions&, std::string&
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include <new>
 
@@ -112,11 +113,18 @@ class CudaDevice final : public Device {
 
 }  // namespace
 
+// libtorch's CUDA kernels come with some 235 MiB of resident libraries, so they are loaded only
+// where there is a GPU; loading registers them with the libtorch that is there. Must come before
+// anything asks libtorch for CUDA.
 std::unique_ptr<Device> make_cuda_device(int index, const DeviceOptions& options,
                                          std::string& why) {
   const int count = c10::cuda::device_count();
   if (index >= count) {
     why = "there are " + std::to_string(count) + " CUDA devices here";
+    return nullptr;
+  }
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    why = dlerror();
     return nullptr;
   }
   return std::make_unique<CudaDevice>(index, options);

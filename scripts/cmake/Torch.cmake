@@ -38,6 +38,10 @@ target_compile_options(coppice_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenm
 if(COPPICE_WITH_CUDA)
   target_compile_definitions(coppice_torch INTERFACE COPPICE_WITH_CUDA=1)
   target_include_directories(coppice_torch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
-  target_link_libraries(coppice_torch INTERFACE -Wl,--no-as-needed ${torch_dir}/lib/libc10_cuda.so
-    ${torch_dir}/lib/libtorch_cuda.so -Wl,--as-needed)
+  target_link_libraries(coppice_torch INTERFACE ${torch_dir}/lib/libc10_cuda.so)
+  # 235 MiB of resident memory and half a second, whether there is a GPU or not: the program loads it
+  # where there is one (pipeline/device/cuda_device.cpp), tests that run on every device link it.
+  add_library(coppice_torch_cuda INTERFACE)
+  target_link_libraries(coppice_torch_cuda INTERFACE
+    -Wl,--no-as-needed ${torch_dir}/lib/libtorch_cuda.so -Wl,--as-needed)
 endif()
