@@ -251,9 +251,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--dtype",
-        default="auto",
+        default="float32",
         choices=["auto", "float32", "bfloat16"],
-        help="default: auto",
+        help="of the computation; a processor without bf16 emulates it (default: float32)",
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument(

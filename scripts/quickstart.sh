@@ -6,7 +6,7 @@
 #   --model DIR      Hugging Face directory        (default: SmolLM2-135M, fetched to models/)
 #   --dataset FILE   calibration text              (default: Debian's handbook, fetched to data/)
 #   --heldout FILE   text to measure on            (default: other chapters of it)
-#   --nsamples N     calibration windows           (default: 64)
+#   --nsamples N     calibration windows           (default: 48)
 #   --seqlen N       tokens of a window            (default: 512)
 #   --sparsity F     fraction of zeros             (default: 0.5)
 #   --lr F           learning rate                 (default: 1e-3)
@@ -19,7 +19,7 @@ set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
 
-model="" dataset="" heldout="" nsamples=64 seqlen=512 sparsity=0.5 lr=1e-3 out=runs/quickstart
+model="" dataset="" heldout="" nsamples=48 seqlen=512 sparsity=0.5 lr=1e-3 out=runs/quickstart
 run_options=()
 
 # Paths are given relative to where the caller stands.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows that memory does not grow with the model: synthetic checkpoints of 4 and of 64 equal blocks.
 #
-# usage: scripts/show_out_of_core.sh [--blocks N] [--limit-mib N]     (default: 64 blocks, 1600 MiB)
+# usage: scripts/show_out_of_core.sh [--blocks N] [--limit-mib N]     (default: 64 blocks, 1024 MiB)
 #
 # Runs both with Wanda 50 % and half-block reconstruction and measures each peak RSS from outside. The
 # larger one runs under a memory limit smaller than its checkpoint: of a cgroup where one can be made,
@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-blocks=64 limit_mib=1600
+blocks=64 limit_mib=1024
 while (($#)); do
   case $1 in
     -h | --help)
