@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <filesystem>
 #include <new>
 #include <system_error>
 
@@ -36,7 +37,8 @@ bool is_out_of_memory(const std::exception& error) {
 // A thread needs memory for its stack, and a place in the limit on processes.
 bool is_out_of_threads(const std::exception& error) {
   const auto* system = dynamic_cast<const std::system_error*>(&error);
-  return system && system->code() == std::errc::resource_unavailable_try_again;
+  return system && !dynamic_cast<const std::filesystem::filesystem_error*>(&error) &&
+         system->code() == std::errc::resource_unavailable_try_again;
 }
 
 // What libtorch says, without its stack trace.
@@ -52,6 +54,7 @@ std::string message_of(const std::exception& error) {
 int own_code(const std::exception& error) {
   if (dynamic_cast<const ConfigError*>(&error)) return 2;
   if (dynamic_cast<const IoError*>(&error)) return 3;
+  if (dynamic_cast<const std::filesystem::filesystem_error*>(&error)) return 3;
   if (dynamic_cast<const CorruptionError*>(&error)) return 4;
   if (dynamic_cast<const BudgetError*>(&error)) return 5;
   if (is_out_of_memory(error) || is_out_of_threads(error)) return 5;

@@ -19,9 +19,9 @@ class BlockError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// The exit code of the innermost cause: 2 ConfigError, 3 IoError, 4 CorruptionError, 5 BudgetError
-/// or memory that was refused (std::bad_alloc, libtorch's errors, a thread's stack), 6
-/// NumericalError, 130 Interrupted, 1 anything else.
+/// The exit code of the innermost cause: 2 ConfigError, 3 IoError or std::filesystem's, 4
+/// CorruptionError, 5 BudgetError or memory that was refused (std::bad_alloc, libtorch's errors, a
+/// thread's stack), 6 NumericalError, 130 Interrupted, 1 anything else.
 int exit_code(const std::exception& error);
 
 /// The chain of messages, outermost first, one a line.

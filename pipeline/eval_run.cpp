@@ -119,6 +119,7 @@ class EvalRun {
     work.plan = [this](GraphSpan& span) {
       const PassSpan& what = spans_[size_t(span.index)];
       plan_span(span, what.pass->model(), what.pass->spans(), what.span);
+      if (what.pass == reference_pass_.get()) span.name = "reference: " + span.name;
     };
     work.forward = [this](GraphSpan& span) { forward(span); };
     uint64_t slot_bytes = pass_->spans().slot_bytes();
@@ -141,6 +142,7 @@ class EvalRun {
     } else {
       head_->add(span);
     }
+    machine_.device().finish();  // the span's slot is given back
     progress_.done(at_work_);
   }
 

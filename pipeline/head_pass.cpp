@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "stages/finite.h"  // require_finite
 #include "stages/model/norm.h"
 
 namespace coppice {
@@ -37,10 +38,12 @@ HeadPass::HeadPass(const TokenWindows& tokens, const Device& device, ForwardPass
   divergence_ = std::make_unique<RunningDivergence>(targets.numel(), device.where());
 }
 
-HeadPass::Chunk HeadPass::chunk_of(const GraphSpan& span, const ForwardPass& pass) const {
+HeadPass::Chunk HeadPass::chunk_of(const GraphSpan& span, const ForwardPass& pass,
+                                   Copy copy) const {
   const SourceModel& model = pass.model();
   const auto tensor = [&](const std::string& name) {
-    return slot_tensor(span, model, device_, name).to(pass.compute_dtype());
+    return slot_tensor(span, model, device_, name)
+        .to(pass.compute_dtype(), /*non_blocking=*/false, copy == Copy::kAlways);
   };
   return {tensor(model.architecture.head), tensor(model.architecture.final_norm)};
 }
@@ -53,13 +56,12 @@ at::Tensor HeadPass::logits(const Chunk& chunk, ForwardPass& pass, int window) c
 }
 
 void HeadPass::hold_reference(const GraphSpan& span) {
-  held_ = chunk_of(span, *reference_);
-  // In the stored dtype they are views of the slot, which the next span takes over.
-  held_ = {held_.rows.clone(), held_.gain.clone()};
+  held_ = {};  // the one before goes first
+  held_ = chunk_of(span, *reference_, Copy::kAlways);
 }
 
 void HeadPass::add(const GraphSpan& span) {
-  const Chunk chunk = chunk_of(span, model_);
+  const Chunk chunk = chunk_of(span, model_, Copy::kIfConverted);
   const int64_t first_row = static_cast<const SpanWork*>(span.work.get())->span.first;
   const int64_t predicted = tokens_.seqlen - 1;
   std::vector<int> order(size_t(tokens_.count()));
@@ -81,10 +83,12 @@ Quality HeadPass::quality() const {
   const at::Tensor nll = sums_->nll();
   Quality quality;
   quality.tokens = nll.numel();
+  require_finite("negative log-likelihood of the predicted tokens", nll);
   quality.nll = mean(nll);
   quality.perplexity = std::exp(quality.nll);
   if (reference_ == nullptr) return quality;
   const at::Tensor kl = divergence_->kl(reference_sums_->log_sum_exp(), sums_->log_sum_exp());
+  require_finite("KL of the predicted tokens", kl);
   quality.against = Divergence{std::exp(mean(reference_sums_->nll())), mean(kl),
                                percentile(kl, 0.99), mean(divergence_->agrees())};
   return quality;

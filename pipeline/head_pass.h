@@ -27,7 +27,7 @@ struct Quality {
 };
 
 /// Used by the device's thread. Holds 12 bytes a token between chunks; with a reference 56 bytes,
-/// and one chunk of its head.
+/// one chunk of its head, and four [seqlen, rows of a chunk] fp32 at work instead of two.
 class HeadPass {
  public:
   /// `reference` may be null. Passes outlive this and have run their bodies before add().
@@ -49,7 +49,9 @@ class HeadPass {
     at::Tensor rows;  // [rows, hidden]
     at::Tensor gain;  // [hidden], of the final norm
   };
-  Chunk chunk_of(const GraphSpan& span, const ForwardPass& pass) const;
+  /// In the stored dtype a chunk can be views of the slot, which the next span takes over.
+  enum class Copy { kIfConverted, kAlways };
+  Chunk chunk_of(const GraphSpan& span, const ForwardPass& pass, Copy copy) const;
   at::Tensor logits(const Chunk& chunk, ForwardPass& pass, int window) const;
 
   const TokenWindows& tokens_;

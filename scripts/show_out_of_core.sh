@@ -63,7 +63,8 @@ make_model 4
 make_model "$blocks"
 make_group /sys/fs/cgroup/memory memory.limit_in_bytes || make_group /sys/fs/cgroup memory.max || true
 bytes=$(du -sb "$dir/model$blocks" | cut -f1)
-small=$(prune 4)
+prune 4 >"$dir/small"
+small=$(<"$dir/small")
 (limit && prune "$blocks" >"$dir/large")
 large=$(<"$dir/large")
 

@@ -33,11 +33,18 @@ begin=$SECONDS
 seconds=$((SECONDS - begin))
 echo "undisturbed: $seconds s"
 
+killed=0
 for ((i = 1; i <= kills; ++i)); do
   "${run[@]}" "$dir/killed" --resume >/dev/null &
   sleep "$(awk -v r=$RANDOM -v s=$seconds -v k="$kills" 'BEGIN {printf "%.2f", 1 + r / 32768 * 1.5 * s / k}')"
-  kill -KILL $! || true
-  wait $! 2>/dev/null || true
+  kill -KILL $! 2>/dev/null || true
+  status=0
+  wait $! 2>/dev/null || status=$?
+  case $status in
+    0) echo "the run finished before kill $i"; break ;;
+    137) killed=$i ;;
+    *) echo "show_resume: the run ended with exit code $status" >&2; exit 1 ;;
+  esac
   echo "kill $i: $(find "$dir/killed" -name '*.safetensors' 2>/dev/null | wc -l) shards are there"
 done
 "${run[@]}" "$dir/killed" --resume >/dev/null
@@ -47,4 +54,4 @@ for file in "$dir"/undisturbed/*safetensors*; do
   cmp "$file" "$dir/killed/$(basename "$file")"
   shards=$((shards + 1))
 done
-echo "killed $kills times and continued: $shards files of weights, equal byte for byte"
+echo "killed $killed times and continued: $shards files of weights, equal byte for byte"

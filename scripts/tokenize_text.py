@@ -138,7 +138,8 @@ def write_tokens(
         raise FileNotFoundError(
             errno.ENOENT, "no such folder to write into", str(output.parent)
         )
-    temporary = output.with_name(output.name + ".tmp")
+    # A name of its own: one whose caller was killed may still be writing.
+    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     # Contiguous HDF5 wants the size first, so the ids wait in an unnamed file beside it.
     with TemporaryFile(dir=output.parent) as spool:
         num_tokens = 0

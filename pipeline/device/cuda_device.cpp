@@ -23,6 +23,7 @@ std::unique_ptr<Device> make_cuda_device(int, const DeviceOptions&, std::string&
 
 #include <new>
 
+#include "configs/errors.h"  // ConfigError
 #include "storage/io/aligned_buffer.h"
 
 namespace coppice {
@@ -89,6 +90,8 @@ class CudaDevice final : public Device {
     check(cudaStreamSynchronize(copies_), "upload");
   }
 
+  void finish() const override { c10::cuda::device_synchronize(); }
+
   at::Tensor view(std::span<std::byte> bytes, at::IntArrayRef shape,
                   at::ScalarType dtype) const override {
     const auto options = at::TensorOptions().dtype(dtype).device(where());
@@ -124,8 +127,9 @@ std::unique_ptr<Device> make_cuda_device(int index, const DeviceOptions& options
     return nullptr;
   }
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    why = dlerror();
-    return nullptr;
+    // There is a GPU: computing elsewhere without a word would cost somebody a night.
+    throw ConfigError("resources.device: cuda:" + std::to_string(index) + ": " + dlerror() +
+                      "; use cpu to do without it");
   }
   return std::make_unique<CudaDevice>(index, options);
 }

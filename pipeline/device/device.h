@@ -39,6 +39,9 @@ class Device {
   virtual std::span<std::byte> allocate_slab(uint64_t bytes) = 0;
   /// Copies a slab to `slot` + offset; the bytes are there before a task posted later runs.
   virtual void upload(std::span<const std::byte> slab, std::byte* slot) = 0;
+  /// Returns when everything this thread has started on the device is done: before a slot that it
+  /// reads is given back. Device's thread.
+  virtual void finish() const {}
   /// A tensor over bytes of a slot, not owning them. Where their address does not suit the dtype
   /// (safetensors promises no alignment) the tensor is a copy.
   virtual at::Tensor view(std::span<std::byte> bytes, at::IntArrayRef shape,

@@ -193,6 +193,14 @@ class BadInput(ProgramTest):
             ).stderr,
         )
 
+    def test_nan_in_the_head_in_eval(self):
+        model = self.model()
+        self.edit_tensor(model, "model.norm.weight", struct.pack("<f", float("nan")))
+        done = self.coppice(
+            "eval", model, "--text", self.tokens(64), "--seqlen", 32, expect=6
+        )
+        self.assertIn("log-likelihood", done.stderr)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <gmock/gmock.h>
 
+#include <filesystem>
 #include <new>
 #include <system_error>
 
@@ -46,6 +47,14 @@ TEST(Errors, TheInnermostCauseDecidesTheExitCode) {
   EXPECT_EQ(code_in_block(NumericalError("weight", 1, 2)), 6);
   EXPECT_EQ(code_in_block(Interrupted()), 130);
   EXPECT_EQ(code_in_block(std::logic_error("bug")), 1);
+}
+
+TEST(Errors, WhatTheFileSystemRefusesIsAFilesFault) {
+  for (const std::errc why : {std::errc::permission_denied, std::errc::no_space_on_device,
+                              std::errc::resource_unavailable_try_again}) {
+    EXPECT_EQ(code_in_block(std::filesystem::filesystem_error("make", std::make_error_code(why))),
+              3);
+  }
 }
 
 TEST(Errors, RefusedMemoryIsFiveWhoeverRefusedIt) {
