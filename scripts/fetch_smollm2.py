@@ -84,7 +84,7 @@ class Facts:
 
 
 def model_config(facts: Facts) -> dict:
-    """config.json. Spelled as transformers 4 and 5 and vLLM all read it."""
+    """config.json. Spelled as transformers 4 and 5 both read it."""
     hidden, heads = facts["llama.embedding_length"], facts["llama.attention.head_count"]
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -49,9 +49,7 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       "  time       {} ({:.1f} % of it waited for reads and writes){}\n"
       "  memory     {} at the peak\n"
       "  disk       {} read, {} written; activations compressed {:.2f} to 1\n"
-      "  loads in   transformers, vLLM and others like the dense model: same size, same speed "
-      "(zeros are "
-      "stored)\n"
+      "  loads in   transformers like the dense model: same size, same speed (zeros are stored)\n"
       "  next       coppice eval {} --text FILE\n",
       options.output.string(), loss_lines(report), human_seconds(wall), 100 * waited / wall,
       totals.at("resumed").get<bool>() ? ", continued from an earlier run" : "",

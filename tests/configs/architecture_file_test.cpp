@@ -8,6 +8,7 @@
 
 #include "configs/errors.h"
 #include "storage/errors.h"
+#include "tests/support/odd_config.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
@@ -21,30 +22,14 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using ::testing::ThrowsMessage;
 
-// Odd sizes, so that no two dimensions can be mistaken for each other.
-json small_config() {
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"num_hidden_layers", 2},
-          {"hidden_size", 24},
-          {"intermediate_size", 37},
-          {"num_attention_heads", 6},
-          {"num_key_value_heads", 2},
-          {"vocab_size", 61},
-          {"max_position_embeddings", 64},
-          {"rms_norm_eps", 1e-5},
-          {"hidden_act", "silu"},
-          {"rope_theta", 500000.0},
-          {"eos_token_id", 2}};
-}
-
 json with(const json& changes) {
-  json config = small_config();
+  json config = testing::odd_config();
   config.update(changes);
   return config;
 }
 
 json without(const std::string& key) {
-  json config = small_config();
+  json config = testing::odd_config();
   config.erase(key);
   return config;
 }
@@ -60,7 +45,7 @@ auto loading(const json& config) {
 }
 
 TEST(ArchitectureFile, SizesComeFromConfigJson) {
-  const Architecture architecture = loaded(small_config());
+  const Architecture architecture = loaded(testing::odd_config());
   EXPECT_EQ(architecture.family, "llama");
   EXPECT_EQ(architecture.num_blocks, 2);
   EXPECT_EQ(architecture.hidden, 24);
@@ -80,7 +65,7 @@ TEST(ArchitectureFile, SizesComeFromConfigJson) {
 }
 
 TEST(ArchitectureFile, LinearsHaveRolesInputsAndShapes) {
-  const Architecture architecture = loaded(small_config());
+  const Architecture architecture = loaded(testing::odd_config());
   std::vector<std::string> rows;
   for (const LinearSpec& linear : architecture.linears) {
     rows.push_back(linear.role + " " + linear.name + " " + linear.input + " " +
@@ -98,7 +83,7 @@ TEST(ArchitectureFile, LinearsHaveRolesInputsAndShapes) {
 }
 
 TEST(ArchitectureFile, NormsAndUnitsAreFilledIn) {
-  const Architecture architecture = loaded(small_config());
+  const Architecture architecture = loaded(testing::odd_config());
   ASSERT_THAT(architecture.norms, SizeIs(2));
   EXPECT_EQ(architecture.norms[0].role, "before_attention");
   EXPECT_EQ(architecture.norms[0].name, "input_layernorm");
@@ -303,7 +288,7 @@ TEST(ArchitectureFile, ADescriptionOfTheUserAddsAClass) {
   std::ofstream(directory / "homegrown.yaml") << yaml;
   const json config = with({{"architectures", {"HomeGrownForCausalLM"}}});
   EXPECT_EQ(loaded(config, directory / "homegrown.yaml").family, "homegrown");
-  EXPECT_EQ(loaded(small_config(), directory / "homegrown.yaml").family, "llama");
+  EXPECT_EQ(loaded(testing::odd_config(), directory / "homegrown.yaml").family, "llama");
   EXPECT_THAT(loading(config), ThrowsMessage<ConfigError>(HasSubstr("--architecture")));
 }
 

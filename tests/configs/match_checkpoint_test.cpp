@@ -10,6 +10,7 @@
 #include "configs/errors.h"
 #include "storage/checkpoint/safetensors.h"
 #include "storage/errors.h"
+#include "tests/support/odd_config.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
@@ -24,24 +25,8 @@ using ::testing::IsEmpty;
 using ::testing::ThrowsMessage;
 using ::testing::UnorderedElementsAreArray;
 
-// Odd sizes, so that no two dimensions can be mistaken for each other.
-json small_config() {
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"num_hidden_layers", 2},
-          {"hidden_size", 24},
-          {"intermediate_size", 37},
-          {"num_attention_heads", 6},
-          {"num_key_value_heads", 2},
-          {"vocab_size", 61},
-          {"max_position_embeddings", 64},
-          {"rms_norm_eps", 1e-5},
-          {"hidden_act", "silu"},
-          {"rope_theta", 500000.0},
-          {"eos_token_id", 2}};
-}
-
 json biased_config() {
-  json config = small_config();
+  json config = testing::odd_config();
   config["attention_bias"] = true;
   return config;
 }
@@ -86,14 +71,14 @@ class Checkpoint {
 
 TEST(MatchCheckpoint, SetsTheDtypeOfTheBlocks) {
   for (const char* dtype : {"F32", "F16", "BF16"}) {
-    Checkpoint checkpoint(small_config(), dtype);
+    Checkpoint checkpoint(testing::odd_config(), dtype);
     EXPECT_THAT(checkpoint.match(), IsEmpty());
     EXPECT_EQ(checkpoint.architecture.dtype, dtype);
   }
 }
 
 TEST(MatchCheckpoint, ReturnsTensorsThatNobodyKnows) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.add("model.layers.0.self_attn.rotary_emb.inv_freq", {2}, "F32");
   checkpoint.add("counts", {3}, "I64");
   EXPECT_THAT(checkpoint.match(),
@@ -101,7 +86,7 @@ TEST(MatchCheckpoint, ReturnsTensorsThatNobodyKnows) {
 }
 
 TEST(MatchCheckpoint, TiesAHeadThatIsAbsent) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.remove("lm_head.weight");
   EXPECT_THAT(checkpoint.match(), IsEmpty());
   EXPECT_TRUE(checkpoint.architecture.tied);
@@ -109,7 +94,7 @@ TEST(MatchCheckpoint, TiesAHeadThatIsAbsent) {
 }
 
 TEST(MatchCheckpoint, LeavesAHeadThatIsThereUntied) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.match();
   EXPECT_FALSE(checkpoint.architecture.tied);
 }
@@ -118,7 +103,7 @@ TEST(MatchCheckpoint, NamesATensorThatIsAbsent) {
   for (const char* name :
        {"model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight",
         "model.layers.0.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"}) {
-    Checkpoint checkpoint(small_config());
+    Checkpoint checkpoint(testing::odd_config());
     checkpoint.remove(name);
     EXPECT_THAT([&] { checkpoint.match(); },
                 ThrowsMessage<CorruptionError>(
@@ -136,7 +121,7 @@ TEST(MatchCheckpoint, NamesABiasThatConfigJsonPromised) {
 }
 
 TEST(MatchCheckpoint, NamesBothShapesWhereTheyDiffer) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.tensor("model.layers.1.self_attn.k_proj.weight").shape = {24, 8};
   EXPECT_THAT([&] { checkpoint.match(); },
               ThrowsMessage<CorruptionError>(AllOf(
@@ -147,7 +132,7 @@ TEST(MatchCheckpoint, NamesBothShapesWhereTheyDiffer) {
 
 TEST(MatchCheckpoint, RefusesDtypesThatAreNotComputedWith) {
   for (const char* name : {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}) {
-    Checkpoint checkpoint(small_config());
+    Checkpoint checkpoint(testing::odd_config());
     checkpoint.tensor(name).dtype = "I32";
     EXPECT_THAT(
         [&] { checkpoint.match(); },
@@ -158,7 +143,7 @@ TEST(MatchCheckpoint, RefusesDtypesThatAreNotComputedWith) {
 }
 
 TEST(MatchCheckpoint, RefusesASecondDtypeWithinTheBlocks) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.tensor("model.layers.1.post_attention_layernorm.weight").dtype = "F32";
   EXPECT_THAT([&] { checkpoint.match(); },
               ThrowsMessage<ConfigError>(
@@ -167,7 +152,7 @@ TEST(MatchCheckpoint, RefusesASecondDtypeWithinTheBlocks) {
 }
 
 TEST(MatchCheckpoint, OuterTensorsMayHaveAnotherDtypeThanTheBlocks) {
-  Checkpoint checkpoint(small_config());
+  Checkpoint checkpoint(testing::odd_config());
   checkpoint.tensor("model.norm.weight").dtype = "F32";
   EXPECT_THAT(checkpoint.match(), IsEmpty());
   EXPECT_EQ(checkpoint.architecture.dtype, "BF16");
