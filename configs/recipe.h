@@ -30,9 +30,10 @@ struct ResourceOptions {
   uint64_t ram_budget_bytes = 0;       // 0: auto
   uint64_t vram_budget_bytes = 0;
   uint64_t disk_budget_bytes = 0;
-  int prefetch_blocks = 2;  // device slots: blocks in memory at once
+  int prefetch_blocks = 0;  // device slots: blocks in memory at once; 0: what the plan chooses
   uint64_t slab_bytes = uint64_t{64} << 20;
   int num_slabs = 8;
+  bool probe = true;  // measure disk, codec and products first, for the time a run will take
 };
 
 struct Recipe {

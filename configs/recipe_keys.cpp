@@ -157,12 +157,16 @@ std::vector<RecipeKey> budget_keys() {
                &Recipe::resources, &ResourceOptions::vram_budget_bytes, effect),
       make_key("resources", "disk_budget", "scratch space on disk, as in 500GiB", byte_budget(),
                &Recipe::resources, &ResourceOptions::disk_budget_bytes, effect),
-      make_key("resources", "prefetch_blocks", "blocks in memory at once", whole_number(1),
-               &Recipe::resources, &ResourceOptions::prefetch_blocks, effect),
+      make_key("resources", "prefetch_blocks",
+               "blocks in memory at once; 0: two, or one where the budget wants it",
+               whole_number(0), &Recipe::resources, &ResourceOptions::prefetch_blocks, effect),
       make_key("resources", "slab_size", "bytes of one staging buffer, a multiple of 4KiB",
                byte_multiple(4096), &Recipe::resources, &ResourceOptions::slab_bytes, effect),
       make_key("resources", "num_slabs", "staging buffers", whole_number(1), &Recipe::resources,
                &ResourceOptions::num_slabs, effect),
+      make_key("resources", "probe",
+               "measure disk, codec and products for a few seconds, to tell the time a run takes",
+               true_or_false(), &Recipe::resources, &ResourceOptions::probe, effect),
   };
 }
 

@@ -124,8 +124,11 @@ class EvalRun {
     work.forward = [this](GraphSpan& span) { forward(span); };
     uint64_t slot_bytes = pass_->spans().slot_bytes();
     if (reference_pass_) slot_bytes = std::max(slot_bytes, reference_pass_->spans().slot_bytes());
-    BlockGraph graph(machine_.graph_options(options_.resources, slot_bytes, 0), std::move(work),
-                     machine_.engine(), machine_.device().executor(), machine_.store_thread());
+    RunSettings settings;
+    if (options_.resources.prefetch_blocks > 0) settings.slots = options_.resources.prefetch_blocks;
+    BlockGraph graph(machine_.graph_options(options_.resources, settings, slot_bytes, 0),
+                     std::move(work), machine_.engine(), machine_.device().executor(),
+                     machine_.store_thread());
     const InterruptGuard guard(graph);
     if (graph.run().skipped > 0) throw Interrupted();
   }

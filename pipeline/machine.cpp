@@ -24,12 +24,12 @@ Machine::Machine(const ResourceOptions& resources, std::function<void(const std:
   engine_ = std::make_unique<MeteredEngine>(make_io_engine(options), meters_.reads);
 }
 
-GraphOptions Machine::graph_options(const ResourceOptions& resources, uint64_t slot_bytes,
-                                    uint64_t output_bytes) {
+GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunSettings& settings,
+                                    uint64_t slot_bytes, uint64_t output_bytes) {
   GraphOptions options;
   options.slab_bytes = resources.slab_bytes;
   options.num_slabs = resources.num_slabs;
-  for (int i = 0; i < resources.prefetch_blocks; ++i) {
+  for (int i = 0; i < settings.slots; ++i) {
     options.slots.push_back(device_->allocate_slot(slot_bytes));
   }
   for (int i = 0; i < resources.num_slabs; ++i) {
@@ -43,9 +43,9 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, uint64_t s
     };
   }
   if (output_bytes > 0) {
-    // One is written while the next is put together.
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < settings.outputs; ++i) {
       options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
+    }
   }
   return options;
 }

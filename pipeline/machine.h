@@ -8,6 +8,7 @@
 #include "configs/recipe.h"
 #include "pipeline/device/device.h"
 #include "pipeline/graph/block_graph.h"
+#include "pipeline/plan/run_plan.h"  // RunSettings
 #include "pipeline/telemetry/meter.h"
 #include "storage/io/aligned_buffer.h"
 #include "storage/io/io_engine.h"
@@ -26,10 +27,10 @@ class Machine {
   SerialExecutor& hdf5_thread() { return hdf5_; }
   RunMeters& meters() { return meters_; }
 
-  /// Slots, slabs and output buffers of a graph. `output_bytes` 0: nothing is adapted. Memory is
-  /// allocated here, once, and lives as long as the machine.
-  GraphOptions graph_options(const ResourceOptions& resources, uint64_t slot_bytes,
-                             uint64_t output_bytes);
+  /// Slots, slabs and output buffers of a graph, as many as the settings say. `output_bytes` 0:
+  /// nothing is adapted. Memory is allocated here, once, and lives as long as the machine.
+  GraphOptions graph_options(const ResourceOptions& resources, const RunSettings& settings,
+                             uint64_t slot_bytes, uint64_t output_bytes);
 
  private:
   RunMeters meters_;

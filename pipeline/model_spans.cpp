@@ -29,9 +29,14 @@ ModelSpans::ModelSpans(const SourceModel& model, const TokenWindows& tokens)
   for (int block = 0; block < model.architecture.num_blocks; ++block) {
     slot_bytes_ = std::max(slot_bytes_, block_reads(block).plan.slot_bytes);
   }
-  for (int64_t window = 0; window < tokens.count(); ++window) {
-    slot_bytes_ = std::max(slot_bytes_, embed_reads(window, window + 1).plan.slot_bytes);
-  }
+  slot_bytes_ = std::max(slot_bytes_, largest_embed_read(tokens.seqlen));
+}
+
+// Every token of a window a row of its own, far from the others; or the whole table.
+uint64_t ModelSpans::largest_embed_read(int64_t seqlen) const {
+  const TensorInfo& table = model_.checkpoint.tensor(model_.architecture.embedding);
+  const auto rows = uint64_t(std::min(seqlen, table.shape[0]));
+  return std::min(rows * aligned_bound(row_bytes(table.name)), aligned_bound(table.bytes));
 }
 
 uint64_t ModelSpans::row_bytes(const std::string& tensor) const {

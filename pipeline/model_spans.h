@@ -32,7 +32,8 @@ struct SpanReads {
 /// Plans spans so that each fits a slot. Pure arithmetic on headers and token ids.
 class ModelSpans {
  public:
-  /// `slot_bytes` is what the largest block needs, or what one window's rows need if that is more.
+  /// `slot_bytes` is what the largest block needs, or what the rows of any window of that length
+  /// can need if that is more: known from headers, before there are tokens.
   ModelSpans(const SourceModel& model, const TokenWindows& tokens);
 
   uint64_t slot_bytes() const { return slot_bytes_; }
@@ -48,6 +49,7 @@ class ModelSpans {
   SpanReads embed_reads(int64_t first, int64_t last) const;
   SpanReads head_reads(int64_t first, int64_t last) const;
   uint64_t row_bytes(const std::string& tensor) const;
+  uint64_t largest_embed_read(int64_t seqlen) const;
 
   const SourceModel& model_;
   const TokenWindows& tokens_;

@@ -22,6 +22,7 @@ bool is_side_file(const fs::path& path) {
 }
 
 void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
+  if (tensor.const_data_ptr() == destination.data()) return;  // it was made there
   const at::Tensor host = tensor.to(at::kCPU).contiguous();
   std::memcpy(destination.data(), host.const_data_ptr(), destination.size());
 }
@@ -58,6 +59,20 @@ uint64_t OutputDirectory::largest_image_bytes() const {
 uint64_t OutputDirectory::total_bytes() const {
   constexpr uint64_t kHeaderBytes = 64 << 10;
   return model_.checkpoint.total_bytes() + uint64_t(num_shards()) * kHeaderBytes;
+}
+
+std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> memory, int block,
+                                                          const Device& device) const {
+  std::map<std::string, at::Tensor> places;
+  if (!device.where().is_cpu() || memory.empty()) return places;
+  const std::vector<TensorSpec> specs = block_specs(block);
+  const ShardImage image(memory, specs);
+  for (const TensorSpec& spec : specs) {
+    const std::span<std::byte> bytes = image.tensor(spec.name);
+    const at::Tensor place = device.view(bytes, spec.shape, scalar_type(spec.dtype));
+    if (place.const_data_ptr() == bytes.data()) places[spec.name] = place;
+  }
+  return places;
 }
 
 std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory,

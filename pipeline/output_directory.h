@@ -29,8 +29,15 @@ class OutputDirectory {
   /// Bytes the finished directory takes, near enough to ask the disk for.
   uint64_t total_bytes() const;
 
-  /// Lays a block's shard out in `memory`: adapted tensors from `variant`, all others byte for byte
-  /// from the span's slot. On the device's thread. Returns the image.
+  /// The tensors of a block's shard as they lie in `memory`, for stages to write adapted ones
+  /// there: those that their dtype's alignment allows, and none on a device that `memory` is not
+  /// of.
+  std::map<std::string, at::Tensor> places(std::span<std::byte> memory, int block,
+                                           const Device& device) const;
+
+  /// Completes a block's shard in `memory`: adapted tensors from `variant` (those that lie there
+  /// already stay), all others byte for byte from the span's slot. On the device's thread. Returns
+  /// the image.
   std::span<const std::byte> assemble_block(std::span<std::byte> memory, const GraphSpan& span,
                                             const Variant& variant, const Device& device) const;
   FileRecord write_block(int block, std::span<const std::byte> image) const;

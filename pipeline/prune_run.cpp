@@ -5,15 +5,18 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
-#include "pipeline/device/product_probe.h"
 #include "pipeline/graph/cached_activations.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/machine.h"
 #include "pipeline/output_directory.h"
+#include "pipeline/plan/plan_inputs.h"
+#include "pipeline/plan/plan_text.h"
 #include "pipeline/run_checks.h"
 #include "pipeline/span_work.h"
 #include "pipeline/telemetry/model_card.h"
+#include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/run_report.h"
 #include "pipeline/token_windows.h"
 #include "stages/stage_table.h"
@@ -35,6 +38,8 @@ class PruneRun {
  private:
   Fingerprint fingerprint() const;
   CacheOptions cache_options() const;
+  void make_plan(const WorkLeft& left);
+  WorkLeft work_left() const;
   void choose_spans();
   bool is_unwanted(Boundary boundary) const;
   bool to_adapt(const ModelSpan& span) const {
@@ -57,6 +62,7 @@ class PruneRun {
 
   const PruneRunOptions& options_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point stream_start_;
   SourceModel model_;
   TokenWindows tokens_;
   Progress progress_;
@@ -76,7 +82,8 @@ class PruneRun {
   std::string at_work_;
   int windows_read_ = 0;
   std::map<std::string, StageTotals> stage_totals_;  // device's thread
-  double product_rate_ = 0;                          // FLOP/s; 0: not measured
+  std::optional<PlanInputs> plan_inputs_;
+  RunPlan plan_;
 };
 
 PruneRun::PruneRun(const PruneRunOptions& options)
@@ -113,6 +120,11 @@ CacheOptions PruneRun::cache_options() const {
   options.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
                    model_.architecture.dtype};
   options.compute = compute_;
+  options.device = machine_.device().where();
+  options.windows_ahead = plan_.settings.windows_ahead;
+  options.windows_behind = plan_.settings.windows_behind;
+  options.targets_in_ram = plan_.settings.targets_in_ram;
+  options.inputs_in_ram = plan_.settings.inputs_in_ram;
   return options;
 }
 
@@ -152,8 +164,8 @@ GraphResult PruneRun::stream() {
   work.forward = [this](GraphSpan& span) { forward(span); };
   work.adapt = [this](GraphSpan& span) { adapt(span); };
   work.store = [this](GraphSpan& span) { store(span); };
-  BlockGraph graph(machine_.graph_options(options_.recipe.resources, planner_.slot_bytes(),
-                                          output_.largest_image_bytes()),
+  BlockGraph graph(machine_.graph_options(options_.recipe.resources, plan_.settings,
+                                          planner_.slot_bytes(), output_.largest_image_bytes()),
                    std::move(work), machine_.engine(), machine_.device().executor(),
                    machine_.store_thread());
   progress_.expect(int(std::count_if(spans_.begin(), spans_.end(),
@@ -172,12 +184,15 @@ void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const SpanShape shape{model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
                         int64_t(c10::elementSize(compute_))};
-  const double flop = stage.cost(shape).flop;
+  // What one stage freed in small pieces the next cannot use in large ones.
+  if (plan_.is_tight()) release_free_memory();
+  const double flop = stage.cost(shape).flop();
   totals.seconds += seconds;
   totals.flop += flop;
-  progress_.detail(fmt::format("{}, half-blocks {}-{}: {}, {:.0f} GFLOP/s", at_work_,
-                               job.halves.first, job.halves.last - 1, human_seconds(seconds),
-                               flop / seconds * 1e-9));
+  progress_.detail(fmt::format("{}, half-blocks {}-{}: {}, {:.0f} GFLOP/s, {} at the peak so far",
+                               at_work_, job.halves.first, job.halves.last - 1,
+                               human_seconds(seconds), flop / seconds * 1e-9,
+                               human_bytes(double(peak_rss_bytes()))));
 }
 
 void PruneRun::forward(GraphSpan& span) {
@@ -207,9 +222,11 @@ void PruneRun::adapt(GraphSpan& span) {
   const Stopwatch busy(machine_.meters().device_busy);
   SpanJob& job = *work.job;
   for (Variant& variant : job.variants) {
+    variant.places = output_.places(span.output, work.span.block, machine_.device());
     for (const HalfRange& window : windows_of(job.halves, options_.recipe.reconstruct.window)) {
       WindowJob window_job{job, window, &variant};
       for (const auto& stage : adapt_stages_) run_stage(*stage, window_job);
+      variant.masks.clear();
     }
     Adapted adapted{output_.assemble_block(span.output, span, variant, machine_.device()),
                     block_report(work.span.block, variant)};
@@ -217,6 +234,7 @@ void PruneRun::adapt(GraphSpan& span) {
     adapted_[work.span.block] = std::move(adapted);
   }
   work.job.reset();
+  boundaries_->expire({Stream::kDense, 2 * work.span.block + 1});  // made again with its block
 }
 
 void PruneRun::store(GraphSpan& span) {
@@ -235,8 +253,7 @@ void PruneRun::store(GraphSpan& span) {
   // The block's record lets its input go, so what the next block reads must be there first.
   if (!is_unwanted(next)) boundaries_->wait_durable(next);
   state_->record_block(block, file, adapted.mapped().report);
-  for (int half = 2 * block; half < 2 * block + 2; ++half)
-    boundaries_->expire({Stream::kDense, half});
+  boundaries_->expire({Stream::kDense, 2 * block});
   progress_.done(block_line(adapted.mapped().report, int(model_.architecture.num_blocks)));
 }
 
@@ -258,7 +275,7 @@ json PruneRun::report_head() const {
            {{"device", device.name()},
             {"description", device.description()},
             {"compute_dtype", c10::toString(compute_)},
-            {"product_flop_per_second", product_rate_},
+            {"product_flop_per_second", plan_inputs_->rates.mlp_product_flop},
             {"io_engine", machine_.engine().name()}}},
           {"recipe", recipe_json(options_.recipe)},
           {"calibration",
@@ -276,8 +293,11 @@ json PruneRun::finish() {
   totals.device_idle_seconds = machine_.device().executor().idle_seconds();
   totals.resumed = state_->is_resumed();
   totals.stages = stage_totals_;
-  const json report =
+  totals.streamed_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - stream_start_).count();
+  json report =
       run_report(report_head(), state_->block_reports(), totals_report(machine_.meters(), totals));
+  report["plan"] = plan_against_run(plan_json(plan_, *plan_inputs_), totals);
   output_.copy_side_files();
   const fs::path base_card = options_.model / "README.md";
   write_file(options_.output / "recipe.yaml", write_recipe(options_.recipe));
@@ -296,23 +316,39 @@ json PruneRun::finish() {
   return report;
 }
 
+WorkLeft PruneRun::work_left() const {
+  WorkLeft left;
+  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+    if (!state_->has_block(block)) left.blocks.push_back(block);
+  }
+  left.has_outer = !state_->has_outer();
+  for (const fs::directory_entry& entry : fs::directory_iterator(options_.work)) {
+    if (entry.path().extension() == ".h5") left.scratch_bytes += entry.file_size();
+  }
+  return left;
+}
+
+// What does not fit is refused before anything is measured, made or read.
+void PruneRun::make_plan(const WorkLeft& left) {
+  plan_inputs_.emplace(plan_inputs(model_, options_.recipe, planner_, tokens_.count(), machine_,
+                                   output_, options_.work, left));
+  plan_ = plan_run(*plan_inputs_);
+}
+
 RunResult PruneRun::execute() {
+  if (!fs::exists(options_.work / "journal.bin")) make_plan(all_work(model_.architecture));
   state_ = std::make_unique<RunState>(options_.work, options_.output, fingerprint(),
                                       options_.resume, options_.resume_command);
-  const ResourceOptions& resources = options_.recipe.resources;
-  if (resources.ram_budget_bytes + resources.vram_budget_bytes + resources.disk_budget_bytes > 0) {
-    progress_.note("budgets are not enforced yet: this run takes what it needs");
-  }
   if (state_->is_finished()) return {RunOutcome::kAlreadyFinished, {}};
   remove_unfinished(options_.work);
   remove_unfinished(options_.output);
-  check_space(options_.output, state_->is_resumed() ? 0 : output_.total_bytes(), "the output");
-  check_space(options_.work, 4 * cache_options().shape.chunk_bytes() * uint64_t(tokens_.count()),
-              "the activation cache");
+  make_plan(work_left());
+  measure_rates(model_, options_.recipe, machine_, options_.work, *plan_inputs_);
+  plan_ = plan_run(*plan_inputs_);
+  stream_start_ = std::chrono::steady_clock::now();
   if (!state_->has_outer()) state_->record_outer(output_.write_outer());
 
   CacheOptions cache = cache_options();
-  cache.device = machine_.device().where();
   cache.on_read = [this](int windows) {
     windows_read_ += windows;
     progress_.now(fmt::format("{} {} windows", at_work_, windows_read_));
@@ -324,19 +360,12 @@ RunResult PruneRun::execute() {
       });
   boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
 
-  forward_stage_ = forward_stage(options_.recipe.prune);
-  PruneOptions without_statistics;
-  without_statistics.method = PruneMethod::kMagnitude;
-  forward_only_ = forward_stage(without_statistics);
+  forward_stage_ = forward_stage(options_.recipe.prune, plan_.settings.convert);
+  forward_only_ = std::make_unique<Calibrate>(Calibrate::Statistics::kNone, plan_.settings.convert);
   adapt_stages_ = adapt_stages(options_.recipe.prune, options_.recipe.reconstruct);
   machine_.device().executor().run([this] {
     rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
                                 tokens_.seqlen, compute_, machine_.device().where());
-    if (options_.measure_products) {
-      const Architecture& shape = model_.architecture;
-      product_rate_ =
-          product_rate(machine_.device(), compute_, tokens_.seqlen * 2, shape.hidden, shape.ffn);
-    }
   });
   choose_spans();
   const GraphResult result = stream();

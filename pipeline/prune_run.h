@@ -18,7 +18,6 @@ struct PruneRunOptions {
   std::filesystem::path architecture;  // an extra description; may be empty
   Recipe recipe;
   Resume resume = Resume::kNo;
-  bool measure_products = false;  // at the start; the report then compares with it
   Verbosity verbosity = Verbosity::kNormal;
   std::string command;  // as typed, for the report
   std::string resume_command;

@@ -2,12 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
-
-#include "configs/errors.h"               // ConfigError
-#include "pipeline/telemetry/progress.h"  // human_bytes
-#include "stages/prune.h"                 // is_target
-#include "storage/errors.h"               // IoError
+#include "configs/errors.h"  // ConfigError
+#include "stages/prune.h"    // is_target
 
 namespace coppice {
 
@@ -41,14 +37,6 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
     throw ConfigError(fmt::format("calibration.seqlen: {}: the model has {} positions",
                                   tokens.seqlen, architecture.max_positions));
   }
-}
-
-void check_space(const fs::path& directory, uint64_t needed, const std::string& what) {
-  const uint64_t free = fs::space(directory).available;
-  if (free >= needed) return;
-  throw IoError(fmt::format("{} needs {}, {} are free; make room or choose another directory", what,
-                            human_bytes(double(needed)), human_bytes(double(free))),
-                directory.string(), ENOSPC, 0, needed);
 }
 
 void check_output_directory(const fs::path& output, const fs::path& work) {

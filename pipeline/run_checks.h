@@ -1,7 +1,6 @@
 // What a run refuses before its first read, and what it tidies up.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -14,10 +13,6 @@ namespace coppice {
 /// divide, no linear left to prune, windows longer than the model's positions. Throws ConfigError.
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens);
-
-/// Throws IoError (no space left) naming what needs how much, and how much is free.
-void check_space(const std::filesystem::path& directory, uint64_t needed_bytes,
-                 const std::string& what);
 
 /// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
 /// journal lies in `work`.

@@ -30,5 +30,5 @@ out=runs/bench
 rm -rf "$out" "$out.work"
 build/release/bin/coppice run --model "$model" --dataset "$dataset" -o "$out" --nsamples "$nsamples" \
   --seqlen "$seqlen" --prune-method wanda --sparsity 0.5 --window half-block --lr 1e-3 --epochs 1 \
-  --batch-size 2 --measure-products "${extra[@]}"
+  --batch-size 2 "${extra[@]}"
 .venv/bin/python scripts/bench_summary.py "$out/coppice_report.json"

@@ -1,4 +1,4 @@
-"""Prints what a run with --measure-products took, beside what its products alone would take.
+"""Prints what a run took, beside what its products alone would take.
 
 usage: bench_summary.py coppice_report.json
 """

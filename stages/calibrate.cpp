@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "stages/finite.h"
@@ -40,10 +41,13 @@ std::string output_name(const Architecture& architecture, int half) {
          in_block(architecture, half / 2, architecture.linear(role).name);
 }
 
-HalfAtWork put_to_work(SpanJob& span, int half, Calibrate::Statistics statistics) {
+HalfAtWork put_to_work(SpanJob& span, int half, Calibrate::Statistics statistics,
+                       Calibrate::Convert convert) {
   HalfAtWork work;
   work.number = half;
-  work.weights = converted(span.architecture, span.dense, half_of(half), span.compute);
+  work.weights = convert == Calibrate::Convert::kAhead
+                     ? converted(span.architecture, span.dense, half_of(half), span.compute)
+                     : span.dense;
   work.sink = span.boundaries.sink({Stream::kDense, half + 1});
   if (statistics == Calibrate::Statistics::kSquares) {
     work.observe = accumulate_squares(span, half / 2);
@@ -51,6 +55,8 @@ HalfAtWork put_to_work(SpanJob& span, int half, Calibrate::Statistics statistics
   work.output_name = output_name(span.architecture, half);
   return work;
 }
+
+int64_t stored_bytes(const std::string& dtype) { return dtype == "F32" ? 4 : 2; }
 
 }  // namespace
 
@@ -60,21 +66,42 @@ Products Calibrate::gives() const {
 }
 
 Cost Calibrate::cost(const SpanShape& shape) const {
+  const Architecture& architecture = shape.architecture;
   const double tokens = static_cast<double>(shape.num_windows * shape.seqlen);
   const double seqlen = static_cast<double>(shape.seqlen);
   const double element = static_cast<double>(shape.compute_bytes);
-  const double boundary = tokens * static_cast<double>(shape.architecture.hidden) * element;
+  const double stored = static_cast<double>(stored_bytes(architecture.dtype));
+  const double boundary = tokens * static_cast<double>(architecture.hidden);
+  const bool has_copies = shape.compute_bytes != stored_bytes(architecture.dtype);
   Cost cost;
-  cost.bytes_moved = boundary;  // the span's input
+  cost.bytes_moved = boundary * stored;  // the span's input
+  double copies = 0, activations = 0;
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
     const Half kind = half_of(half);
-    cost.flop += linear_flop(shape.architecture, kind, tokens) +
-                 attention_flop(shape.architecture, kind, tokens, seqlen);
-    cost.bytes_moved += boundary;
-    cost.bytes_held += element * static_cast<double>(half_parameters(shape.architecture, kind));
-    cost.bytes_held +=
-        element * seqlen * static_cast<double>(kept_activations(shape.architecture, kind));
+    cost.product_flop += linear_flop(architecture, kind, tokens);
+    cost.attention_flop += attention_flop(architecture, kind, tokens, seqlen);
+    cost.bytes_moved += boundary * stored;
+    double touched = touched_activations(architecture, kind).forward;
+    if (statistics_ == Statistics::kSquares) {  // reads what linears read
+      touched += static_cast<double>(architecture.hidden +
+                                     architecture.linear(kind == Half::kMlp ? "down" : "o").in);
+    }
+    // From the source and to the sink, looked at once for what is not finite.
+    cost.bytes_touched += tokens * touched * element + boundary * (3 * element + 2 * stored);
+    const auto parameters = static_cast<double>(half_parameters(architecture, kind));
+    const auto largest = static_cast<double>(largest_weight(architecture, kind));
+    if (has_copies && convert_ == Convert::kAhead) {
+      copies += parameters * element;
+      cost.bytes_touched += parameters * (stored + element);
+    } else if (has_copies) {
+      copies = std::max(copies, largest * element);
+      cost.bytes_touched +=
+          static_cast<double>(shape.num_windows) * parameters * (stored + element);
+    }
+    cost.bytes_touched += parameters * stored;  // looked at for what is not finite
+    activations = std::max(activations, static_cast<double>(kept_activations(architecture, kind)));
   }
+  cost.bytes_held = copies + element * seqlen * activations;
   return cost;
 }
 
@@ -84,7 +111,7 @@ void Calibrate::run(WindowJob& job) const {
   require_finite(span.architecture, job.halves.first_block(), span.dense);
   std::vector<HalfAtWork> halves;
   for (int half = job.halves.first; half < job.halves.last; ++half) {
-    halves.push_back(put_to_work(span, half, statistics_));
+    halves.push_back(put_to_work(span, half, statistics_, convert_));
   }
   const std::unique_ptr<ActivationSource> inputs = span.boundaries.inputs(job.halves);
   std::vector<int> order(static_cast<size_t>(inputs->num_windows()));

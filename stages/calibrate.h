@@ -11,7 +11,11 @@ namespace coppice {
 class Calibrate final : public Stage {
  public:
   enum class Statistics { kNone, kSquares };
-  explicit Calibrate(Statistics statistics) : statistics_(statistics) {}
+  /// When weights are converted to the compute dtype: once for all windows, or for every product
+  /// (a copy of the largest weight instead of the whole block; the same bits).
+  enum class Convert { kAhead, kOnUse };
+  explicit Calibrate(Statistics statistics, Convert convert = Convert::kAhead)
+      : statistics_(statistics), convert_(convert) {}
   std::string_view name() const override { return "calibrate"; }
   Products needs() const override { return Products::kNone; }
   Products gives() const override;
@@ -20,6 +24,7 @@ class Calibrate final : public Stage {
 
  private:
   Statistics statistics_;
+  Convert convert_;
 };
 
 }  // namespace coppice

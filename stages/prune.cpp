@@ -126,10 +126,10 @@ at::Tensor named_mask(const PruneOptions& options, const SpanJob& span, const Ta
   }
 }
 
-/// weight · mask in the weight's dtype. Adding 0 copies, and turns a −0 of the checkpoint into +0,
-/// so that every zero of a pruned tensor is the same bytes.
-at::Tensor masked(const at::Tensor& weight, const at::Tensor& mask) {
-  return weight.add(0).masked_fill_(mask.logical_not(), 0);
+/// Writes weight · mask to `pruned`, in the weight's dtype. Adding 0 turns a −0 of the checkpoint
+/// into +0, so that every zero of a pruned tensor is the same bytes.
+void write_masked(const at::Tensor& weight, const at::Tensor& mask, at::Tensor& pruned) {
+  pruned.copy_(weight).add_(0).masked_fill_(mask.logical_not(), 0);
 }
 
 double counted_sparsity(const at::Tensor& tensor) {
@@ -139,15 +139,15 @@ double counted_sparsity(const at::Tensor& tensor) {
 }
 
 void prune_linear(const PruneOptions& options, const SpanJob& span, const Target& target,
-                  Variant& variant) {
+                  KeepMasks keep, Variant& variant) {
   require_whole_groups(target, options.pattern);
   const at::Tensor& weight = span.dense.linears.at(target.spec.role).weight;
   const at::Tensor mask = named_mask(options, span, target, weight);
-  const at::Tensor pruned = masked(weight, mask);
+  at::Tensor& pruned = variant.room_for(target.tensor, weight);
+  write_masked(weight, mask, pruned);
   variant.linears.push_back({target.tensor, std::string(method_name(options.method)),
                              pattern_name(options.pattern), counted_sparsity(pruned)});
-  variant.masks[target.tensor] = mask;
-  variant.adapted[target.tensor] = pruned;
+  if (keep == KeepMasks::kYes) variant.masks[target.tensor] = mask;
 }
 
 bool matches(const std::string& pattern, const std::string& linear) {
@@ -174,12 +174,6 @@ bool matches_any(const std::vector<std::string>& patterns, const std::string& li
                        [&](const std::string& pattern) { return matches(pattern, linear); }) > 0;
 }
 
-int64_t stored_bytes(const std::string& dtype) {
-  if (dtype == "F32") return 4;
-  if (dtype == "BF16" || dtype == "F16") return 2;
-  throw std::invalid_argument("weights in " + dtype + ": expected F32, BF16 or F16");
-}
-
 }  // namespace
 
 bool is_target(const PruneOptions& options, const std::string& linear) {
@@ -190,31 +184,33 @@ bool is_target(const PruneOptions& options, const std::string& linear) {
 
 Products Prune::needs() const { return needs_of(options_.method); }
 
-/// No products, no traffic. Held at most: the window's weights, masks and pruned copies of its
-/// targets, and for the largest of them the scores and the |W| they are made from.
+Products Prune::gives() const {
+  return keep_ == KeepMasks::kYes ? Products::kMasks : Products::kNone;
+}
+
+/// No products, no hidden states. Held at most: the masks that are kept, and for the largest target
+/// its scores in fp32, its mask and the opposite of it. The weights are the slot's, the pruned ones
+/// the output's.
 Cost Prune::cost(const SpanShape& shape) const {
-  const int64_t stored = stored_bytes(shape.architecture.dtype);
-  int64_t num_weights = 0, num_targeted = 0, largest = 0;
-  for (int half = shape.halves.first; half < shape.halves.last; ++half) {
-    for (const LinearSpec& spec : shape.architecture.linears) {
-      if (spec.half == half_of(half)) num_weights += spec.out * spec.in;
-    }
-  }
+  int64_t num_targeted = 0, largest = 0;
   for (const Target& target : targets_of(shape.architecture, shape.halves, options_)) {
     const int64_t size = target.spec.out * target.spec.in;
     num_targeted += size;
     largest = std::max(largest, size);
   }
   Cost cost;
-  cost.bytes_held = static_cast<double>(num_weights * stored + num_targeted * (stored + 1) +
-                                        largest * (stored + 4));
+  // Scored, copied, masked, zeros counted: each reads and writes a weight once.
+  cost.bytes_touched = 24.0 * static_cast<double>(num_targeted);
+  cost.weights_selected = static_cast<double>(num_targeted);
+  const int64_t kept_masks = keep_ == KeepMasks::kYes ? num_targeted : largest;
+  cost.bytes_held = static_cast<double>(kept_masks + largest * (4 + 1));
   return cost;
 }
 
 void Prune::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("prune: the window job has no variant");
   for (const Target& target : targets_of(job.span.architecture, job.halves, options_)) {
-    prune_linear(options_, job.span, target, *job.variant);
+    prune_linear(options_, job.span, target, keep_, *job.variant);
   }
 }
 

@@ -5,19 +5,24 @@
 
 namespace coppice {
 
-/// Fills masks, adapted (dense weight · mask, zeros are +0) and the linear reports of the variant
+/// Whether Variant::masks is filled: at a byte a weight, only for stages that will look.
+enum class KeepMasks { kYes, kNo };
+
+/// Fills adapted (dense weight · mask, zeros are +0), masks and the linear reports of the variant
 /// for every targeted linear of the window.
 class Prune final : public Stage {
  public:
-  explicit Prune(PruneOptions options) : options_(std::move(options)) {}
+  explicit Prune(PruneOptions options, KeepMasks keep = KeepMasks::kYes)
+      : options_(std::move(options)), keep_(keep) {}
   std::string_view name() const override { return "prune"; }
   Products needs() const override;
-  Products gives() const override { return Products::kMasks; }
+  Products gives() const override;
   Cost cost(const SpanShape& shape) const override;
   void run(WindowJob& job) const override;
 
  private:
   PruneOptions options_;
+  KeepMasks keep_;
 };
 
 /// Whether a linear (module name without ".weight", e.g. "model.layers.3.mlp.up_proj") is to be

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 
 #include "stages/model/half_cost.h"
@@ -27,7 +28,9 @@ void Reconstruct::run(WindowJob& job) const {
   WindowTrainer trainer(job.span, job.halves, variant, options_, name);
   const std::optional<std::vector<at::Tensor>> best = trainer.train(report);
   if (best) {
-    for (size_t i = 0; i < best->size(); ++i) variant.adapted[trainer.names()[i]] = (*best)[i];
+    for (size_t i = 0; i < best->size(); ++i) {
+      variant.room_for(trainer.names()[i], (*best)[i]).copy_((*best)[i]);
+    }
     variant.trained.insert(variant.trained.end(), trainer.names().begin(), trainer.names().end());
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
@@ -39,32 +42,52 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
   const int windows = static_cast<int>(shape.num_windows);
   if (windows < 2) return {};  // run() refuses
   const int held_out = num_held_out(options_, windows);
+  const Architecture& architecture = shape.architecture;
   const double seqlen = static_cast<double>(shape.seqlen);
   const double training = options_.epochs * static_cast<double>(windows - held_out) * seqlen;
   // Before and after each epoch on the held-out windows; before and after on as many training ones.
   const double reported = std::min(held_out, windows - held_out);
   const double evaluated = ((1.0 + options_.epochs) * held_out + 2 * reported) * seqlen;
-  const double element = static_cast<double>(shape.compute_bytes);
+  const double evaluations = 3.0 + options_.epochs;
   const double batch = options_.batch_size * seqlen;
+  const double steps = std::ceil(training / options_.epochs / batch) * options_.epochs;
+  const double element = static_cast<double>(shape.compute_bytes);
+  const double stored = architecture.dtype == "F32" ? 4 : 2;
+  const double hidden = static_cast<double>(architecture.hidden);
+  double states = 0, gradients = 0, gain_gradient = 0, evaluating = 0;  // bytes
+  double kept = 0, widest = 0;                                          // elements a token
   Cost cost;
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
-    const Architecture& architecture = shape.architecture;
     const Half kind = half_of(half);
     const double first =
         half == shape.halves.first ? first_linear_flop(architecture, kind, training) : 0;
     const double parameters = static_cast<double>(half_parameters(architecture, kind));
+    const TouchedElements touched = touched_activations(architecture, kind);
     // Backward: twice the forward's products, two and a half times its attention (scores again).
-    cost.flop += linear_flop(architecture, kind, 3 * training + evaluated) - first +
-                 attention_flop(architecture, kind, 3.5 * training + evaluated, seqlen);
-    // Master, two moments, mask; gradient; the compute copy, unless it is the master; the best
-    // state.
-    const double copies = shape.compute_bytes == 4 ? element : 2 * element;
-    cost.bytes_held += parameters * (4 + 4 + 4 + 1 + copies + element);
-    cost.bytes_held +=
-        batch * element * 2 * static_cast<double>(kept_activations(architecture, kind));
+    cost.product_flop += linear_flop(architecture, kind, 3 * training + evaluated) - first;
+    cost.attention_flop += attention_flop(architecture, kind, 3.5 * training + evaluated, seqlen);
+    cost.bytes_touched +=
+        element * (training * (touched.forward + touched.backward) + evaluated * touched.forward);
+    // A step reads master, moments, mask and gradient, writes master and moments and the copy that
+    // products read; the gradient was written and scaled by the gain.
+    cost.bytes_touched += steps * parameters * (3 * 4 + 1 + 3 * 4 + 4 * element);
+    cost.bytes_touched += evaluations * parameters * (4 + 2 * stored + element);
+    states += parameters * (3 * 4 + 1 + (shape.compute_bytes == 4 ? 0 : element));
+    gradients += parameters * element;
+    gain_gradient =
+        std::max(gain_gradient, static_cast<double>(largest_weight(architecture, kind)) * element);
+    // Rounded as they will be written, and widened again; the best so far.
+    const double widened = element == stored ? 0 : element;
+    evaluating += parameters * (stored + widened + (options_.epochs > 1 ? stored : 0));
+    kept += static_cast<double>(kept_activations(architecture, kind));
+    widest = std::max(widest, static_cast<double>(kept_activations(architecture, kind)));
   }
-  cost.bytes_moved =
-      2 * (training + evaluated) * static_cast<double>(shape.architecture.hidden) * element;
+  // Inputs and targets, read and converted; the error and its gradient.
+  cost.bytes_touched += (training + evaluated) * hidden * (2 * (stored + element) + 3 * element);
+  // The gradients of activations replace them one by one: twice the widest of them, and the rest.
+  const double train_held = gradients + gain_gradient + batch * element * (kept + widest);
+  cost.bytes_held = states + std::max(train_held, evaluating + batch * element * widest);
+  cost.bytes_moved = 2 * (training + evaluated) * hidden * stored;
   return cost;
 }
 

@@ -1,10 +1,20 @@
 #include "stages/span_job.h"
 
+#include <ATen/ops/empty_like.h>
+
 namespace coppice {
 
 std::string to_string(const Boundary& boundary) {
   const std::string stream = boundary.stream == Stream::kDense ? "dense" : "propagated";
   return stream + "." + std::to_string(boundary.half);
+}
+
+at::Tensor& Variant::room_for(const std::string& name, const at::Tensor& dense) {
+  at::Tensor& tensor = adapted[name];
+  if (tensor.defined()) return tensor;
+  const auto place = places.find(name);
+  tensor = place != places.end() ? place->second : at::empty_like(dense);
+  return tensor;
 }
 
 at::Tensor InputStatistics::column_norm() const {

@@ -79,11 +79,18 @@ struct LinearReport {
 struct Variant {
   PruneOptions prune;
   ReconstructOptions reconstruct;
-  std::map<std::string, at::Tensor> masks;    // bool [out, in]: true is kept
+  std::map<std::string, at::Tensor> masks;    // bool [out, in]: true is kept; of the window at work
   std::map<std::string, at::Tensor> adapted;  // every tensor that was pruned or trained
+  /// Memory that adapted tensors shall lie in, where the owner of the job has some: the shard that
+  /// will be written. May be empty.
+  std::map<std::string, at::Tensor> places;
   std::vector<WindowReport> windows;
   std::vector<LinearReport> linears;
   std::vector<std::string> trained;  // names of tensors whose kept values may have changed
+
+  /// The tensor `adapted[name]` to write to: the one that is there, its place, or a new one shaped
+  /// like `dense`. Its values are unspecified unless it was there.
+  at::Tensor& room_for(const std::string& name, const at::Tensor& dense);
 };
 
 /// `dense` is immutable until the span retires. One block today; k blocks of a window later.

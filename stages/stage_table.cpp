@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "stages/calibrate.h"    // forward
 #include "stages/prune.h"        // adapt: masks
 #include "stages/reconstruct.h"  // adapt: kept weights
 
@@ -45,18 +44,20 @@ void require_fed(const Stage& forward, const std::vector<std::unique_ptr<Stage>>
 std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
                                                  const ReconstructOptions& reconstruct) {
   std::vector<std::unique_ptr<Stage>> stages;
-  stages.push_back(std::make_unique<Prune>(prune));
-  if (reconstruct.window != WindowKind::kNone) {
+  const bool has_reconstruction = reconstruct.window != WindowKind::kNone;
+  stages.push_back(
+      std::make_unique<Prune>(prune, has_reconstruction ? KeepMasks::kYes : KeepMasks::kNo));
+  if (has_reconstruction) {
     stages.push_back(std::make_unique<Reconstruct>(reconstruct));
   }
   require_fed(*forward_stage(prune), stages);
   return stages;
 }
 
-std::unique_ptr<Stage> forward_stage(const PruneOptions& prune) {
+std::unique_ptr<Stage> forward_stage(const PruneOptions& prune, Calibrate::Convert convert) {
   const bool wants_statistics = contains(Prune(prune).needs(), Products::kStatistics);
-  return std::make_unique<Calibrate>(wants_statistics ? Calibrate::Statistics::kSquares
-                                                      : Calibrate::Statistics::kNone);
+  return std::make_unique<Calibrate>(
+      wants_statistics ? Calibrate::Statistics::kSquares : Calibrate::Statistics::kNone, convert);
 }
 
 std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "stages/calibrate.h"
 #include "stages/stage.h"
 
 namespace coppice {
@@ -14,7 +15,8 @@ std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
                                                  const ReconstructOptions& reconstruct);
 
 /// The dense forward that these stages want before them.
-std::unique_ptr<Stage> forward_stage(const PruneOptions& prune);
+std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
+                                     Calibrate::Convert convert = Calibrate::Convert::kAhead);
 
 /// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}.
 std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind);

@@ -4,8 +4,8 @@
 #include <cstdio>
 
 #include "configs/errors.h"  // ConfigError
-#include "pipeline/commands/arguments.h"
 #include "pipeline/commands/command.h"
+#include "pipeline/commands/run_arguments.h"
 #include "pipeline/prune_run.h"
 
 namespace coppice {
@@ -38,6 +38,15 @@ std::string loss_lines(const json& report) {
   return lines.empty() ? "  pruned only, no reconstruction was asked for\n" : lines;
 }
 
+// What was foreseen, where it was.
+std::string plan_line(const json& plan) {
+  std::string line =
+      fmt::format("  planned    {}", human_bytes(plan.at("ram").at("planned").get<double>()));
+  const json& seconds = plan.at("seconds").at("planned");
+  if (!seconds.is_null()) line += fmt::format(" and {}", human_seconds(seconds.get<double>()));
+  return line + "\n";
+}
+
 void print_summary(const PruneRunOptions& options, const json& report) {
   const json& totals = report.at("totals");
   const double wall = totals.at("wall_seconds");
@@ -48,63 +57,27 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       "\nDone: {}\n{}"
       "  time       {} ({:.1f} % of it waited for reads and writes){}\n"
       "  memory     {} at the peak\n"
+      "{}"
       "  disk       {} read, {} written; activations compressed {:.2f} to 1\n"
       "  loads in   transformers like the dense model: same size, same speed (zeros are stored)\n"
       "  next       coppice eval {} --text FILE\n",
       options.output.string(), loss_lines(report), human_seconds(wall), 100 * waited / wall,
       totals.at("resumed").get<bool>() ? ", continued from an earlier run" : "",
-      human_bytes(totals.at("peak_rss_bytes").get<double>()),
+      human_bytes(totals.at("peak_rss_bytes").get<double>()), plan_line(report.at("plan")),
       human_bytes(totals.at("bytes_read").get<double>()),
       human_bytes(totals.at("bytes_written").get<double>()),
       stored > 0 ? cache.at("raw_bytes").get<double>() / stored : 1.0, options.output.string());
 }
 
-std::string resume_command_of(const std::string& command_line) {
-  return command_line.find("--resume") == std::string::npos ? command_line + " --resume"
-                                                            : command_line;
-}
-
 }  // namespace
 
 int run_command(const std::vector<std::string>& arguments, const std::string& command_line) {
-  CLI::App app("Prunes a checkpoint and reconstructs it window by window.", "run");
-  PruneRunOptions options;
-  CommonFlags common;
-  std::string recipe_file;
-  bool resume = false, as_json = false;
-  app.add_option("--model", options.model, "Directory of a Hugging Face checkpoint");
-  app.add_option("--dataset", options.dataset,
-                 "Calibration: .txt, .jsonl with text, or HDF5 with /input_ids");
-  app.add_option("--output-dir,-o", options.output, "Directory to write; must be absent or empty");
-  app.add_option("--work-dir", options.work, "Journal and activation cache [<output>.work]");
-  app.add_option("--recipe", recipe_file, "YAML with any of the keys below; flags win over it");
-  app.add_option("--architecture", options.architecture,
-                 "A model description beside the known ones");
-  app.add_flag("--resume", resume, "Continue the run in the work directory");
-  app.add_flag("--measure-products", options.measure_products,
-               "Time a plain matrix product first, so that the report can compare");
-  app.add_flag("--json", as_json, "Print the report to stdout instead of the summary");
-  add_common_flags(app, common);
-  const RecipeFlags flags(app);
-  if (!parse_arguments(app, arguments)) return 0;
-  if (options.model.empty())
-    throw ConfigError("run: --model DIR is missing: the checkpoint to prune");
+  const std::optional<RunArguments> given = parse_run_arguments("run", arguments, command_line);
+  if (!given) return 0;
+  const PruneRunOptions& options = given->options;
   if (options.dataset.empty())
     throw ConfigError("run: --dataset FILE is missing: calibration text");
   if (options.output.empty()) throw ConfigError("run: --output-dir DIR is missing: where to write");
-  if (options.work.empty()) options.work = options.output.string() + ".work";
-
-  std::vector<std::string> set;
-  if (!recipe_file.empty()) set = read_recipe(recipe_file, options.recipe);
-  const std::vector<std::string> by_flag = flags.apply(options.recipe);
-  set.insert(set.end(), by_flag.begin(), by_flag.end());
-  check_recipe(options.recipe, set);
-  options.recipe.reconstruct.seed = options.recipe.calibration.seed;
-  options.resume = resume ? Resume::kYes : Resume::kNo;
-  options.verbosity = common.verbosity();
-  options.command = command_line;
-  options.resume_command = resume_command_of(command_line);
-
   const RunResult result = prune_run(options);
   switch (result.outcome) {
     case RunOutcome::kInterrupted:
@@ -117,7 +90,7 @@ int run_command(const std::vector<std::string>& arguments, const std::string& co
     case RunOutcome::kFinished:
       break;
   }
-  if (as_json) {
+  if (given->as_json) {
     fmt::print("{}\n", result.report.dump(2));
   } else {
     print_summary(options, result.report);

@@ -69,6 +69,13 @@ class CudaDevice final : public Device {
            std::to_string(properties_.minor);
   }
 
+  uint64_t free_bytes() const override {
+    size_t free = 0, total = 0;
+    check(cudaSetDevice(index_), "set device");
+    check(cudaMemGetInfo(&free, &total), "ask for free memory");
+    return free;
+  }
+
   std::span<std::byte> allocate_slot(uint64_t bytes) override {
     check(cudaSetDevice(index_), "set device");
     void* memory = nullptr;

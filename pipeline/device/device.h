@@ -33,6 +33,9 @@ class Device {
   /// What of this device changes bits: part of a run's fingerprint.
   virtual std::string numerics() const = 0;
 
+  /// Of the device's own memory; 0 where it computes in host memory.
+  virtual uint64_t free_bytes() const { return 0; }
+
   /// Memory that lives as long as the device. Throws std::bad_alloc.
   virtual std::span<std::byte> allocate_slot(uint64_t bytes) = 0;
   /// Staging memory the I/O engine reads into; empty where slots are host memory.

@@ -8,12 +8,19 @@
 #include <cstring>
 #include <deque>
 #include <semaphore>
+#include <stdexcept>
 
 #include "pipeline/device/device.h"  // scalar_type
 #include "storage/errors.h"
 #include "storage/io/aligned_buffer.h"
 
 namespace coppice {
+
+namespace {
+
+bool is_inside_a_block(Boundary boundary) { return boundary.half % 2 == 1; }
+
+}  // namespace
 
 // Windows handed to the sinks and not yet on disk.
 struct CachedBoundaries::Quota {
@@ -29,16 +36,21 @@ class CachedBoundaries::Sink final : public ActivationSink {
   Sink(CachedBoundaries& owner, Boundary boundary)
       : owner_(owner), file_(std::make_shared<File>()) {
     file_->boundary = boundary;
-    file_->writer = nullptr;
+    file_->first_window = owner.first_in_file(boundary);
+    file_->kept = std::make_shared<KeptWindows>(size_t(owner.windows_in_ram(boundary)));
     auto promise_future = file_->done.get_future().share();
     {
       std::lock_guard lock(owner.mutex_);
       owner.written_[boundary] = promise_future;
+      owner.kept_[boundary] = file_->kept;
     }
     owner.hdf5_.post([file = file_, &owner] {
+      ActivationShape shape = owner.options_.shape;
+      shape.windows -= file->first_window;
+      if (shape.windows == 0) return;  // all in memory
       guarded(*file, [&] {
-        file->writer = std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary),
-                                                               owner.options_.shape);
+        file->writer =
+            std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary), shape);
       });
     });
   }
@@ -72,7 +84,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
       raw->clear();
       raw->shrink_to_fit();
       owner.hdf5_.post([chunk, failure, window, file, &owner] {
-        write_chunk(owner, *file, window, *chunk, failure);
+        write_chunk(owner, *file, window, chunk, failure);
       });
     });
   }
@@ -80,6 +92,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
  private:
   struct File {
     Boundary boundary;
+    int64_t first_window = 0;  // of the file
+    std::shared_ptr<KeptWindows> kept;
     std::promise<void> done;
     std::atomic<int> pending = 0;
     // The rest belongs to the HDF5 thread.
@@ -99,14 +113,20 @@ class CachedBoundaries::Sink final : public ActivationSink {
   }
 
   static void write_chunk(CachedBoundaries& owner, File& file, int window,
-                          const EncodedChunk& chunk, std::exception_ptr failure) {
+                          const std::shared_ptr<EncodedChunk>& chunk, std::exception_ptr failure) {
     if (failure && !file.failure) file.failure = failure;
-    guarded(file, [&] {
-      Stopwatch busy(owner.meters_.writes);
-      file.writer->write(window, chunk);
-    });
-    owner.meters_.writes.add_bytes(chunk.bytes.size());
-    owner.meters_.cache_stored.add_bytes(chunk.bytes.size());
+    if (size_t(window) < file.kept->size()) {
+      chunk->bytes.shrink_to_fit();
+      (*file.kept)[size_t(window)] = chunk;
+    }
+    if (window >= file.first_window) {
+      guarded(file, [&] {
+        Stopwatch busy(owner.meters_.writes);
+        file.writer->write(window - file.first_window, *chunk);
+      });
+      owner.meters_.writes.add_bytes(chunk->bytes.size());
+    }
+    owner.meters_.cache_stored.add_bytes(chunk->bytes.size());
     owner.meters_.cache_raw.add_bytes(owner.options_.shape.chunk_bytes());
     owner.behind_->free.release();
     --file.pending;
@@ -116,8 +136,16 @@ class CachedBoundaries::Sink final : public ActivationSink {
   static void finish_if_last(CachedBoundaries& owner, File& file) {
     if (!file.closed || file.pending > 0) return;
     guarded(file, [&] {
+      for (size_t window = 0; window < file.kept->size(); ++window) {
+        if ((*file.kept)[window] == nullptr) {
+          throw std::logic_error(to_string(file.boundary) + ": window " + std::to_string(window) +
+                                 " is missing");
+        }
+      }
+      if (file.writer == nullptr) return;
       Stopwatch busy(owner.meters_.writes);
-      owner.on_durable_(file.boundary, file.writer->finish());
+      const FileRecord record = file.writer->finish();
+      if (!is_inside_a_block(file.boundary)) owner.on_durable_(file.boundary, record);
     });
     file.writer.reset();  // an unfinished file is removed here
     if (file.failure) {
@@ -138,12 +166,15 @@ class CachedBoundaries::Source final : public ActivationSource {
  public:
   Source(CachedBoundaries& owner, Boundary boundary)
       : owner_(owner), state_(std::make_shared<State>()) {
-    owner.hdf5_.run(
-        [&] { state_->reader = std::make_unique<ActivationCacheReader>(owner.path_of(boundary)); });
-    if (!(state_->reader->shape() == owner.options_.shape)) {
-      throw CorruptionError(owner.path_of(boundary).string(), 0,
-                            "the shape of this job's activations", "another shape");
+    {
+      std::lock_guard lock(owner.mutex_);
+      const auto kept = owner.kept_.find(boundary);
+      if (kept != owner.kept_.end()) state_->kept = kept->second;
     }
+    if (state_->kept) state_->first_window = owner.first_in_file(boundary);
+    ActivationShape shape = owner.options_.shape;
+    shape.windows -= state_->first_window;
+    if (shape.windows > 0) open_file(boundary, shape);
     state_->slots.resize(owner.options_.windows_ahead);
   }
 
@@ -152,7 +183,7 @@ class CachedBoundaries::Source final : public ActivationSource {
     state_->changed.wait(lock, [this] { return in_flight() == 0; });
   }
 
-  int num_windows() const override { return int(state_->reader->shape().windows); }
+  int num_windows() const override { return int(owner_.options_.shape.windows); }
 
   void announce(std::span<const int> order) override {
     std::lock_guard lock(state_->mutex);
@@ -192,9 +223,21 @@ class CachedBoundaries::Source final : public ActivationSource {
   struct State {
     std::mutex mutex;
     std::condition_variable changed;
+    std::shared_ptr<const KeptWindows> kept;  // null: all are in the file
+    int64_t first_window = 0;                 // of the file
     std::unique_ptr<ActivationCacheReader> reader;
     std::deque<Slot> slots;  // a deque: references stay valid when one is added
   };
+
+  void open_file(Boundary boundary, const ActivationShape& shape) {
+    owner_.hdf5_.run([&] {
+      state_->reader = std::make_unique<ActivationCacheReader>(owner_.path_of(boundary));
+    });
+    if (!(state_->reader->shape() == shape)) {
+      throw CorruptionError(owner_.path_of(boundary).string(), 0,
+                            "the shape of this job's activations", "another shape");
+    }
+  }
 
   int in_flight() const {
     int count = 0;
@@ -247,8 +290,24 @@ class CachedBoundaries::Source final : public ActivationSource {
   }
 
   void fetch(Slot& slot, int window) {  // with the mutex held
+    slot.raw.resize(owner_.options_.shape.chunk_bytes());
+    slot.window = window;
+    slot.phase = Phase::kInFlight;
+    if (state_->kept && size_t(window) < state_->kept->size()) {
+      owner_.codec_.enqueue([state = state_, &slot, chunk = (*state_->kept)[size_t(window)],
+                             element_bytes = owner_.options_.shape.element_bytes()] {
+        finish(*state, slot, [&] {
+          decode_chunk(chunk->bytes, chunk->compressed, chunk->xxh3, element_bytes, slot.raw);
+        });
+      });
+      return;
+    }
+    fetch_from_file(slot, window - state_->first_window);
+  }
+
+  void fetch_from_file(Slot& slot, int64_t row) {
     const ReadFile& file = state_->reader->file();
-    const ChunkLocation& chunk = state_->reader->chunk(window);
+    const ChunkLocation& chunk = state_->reader->chunk(row);
     const uint64_t align = file.alignment();
     const uint64_t begin = chunk.offset / align * align;
     const uint64_t skipped = chunk.offset - begin;
@@ -257,28 +316,27 @@ class CachedBoundaries::Source final : public ActivationSource {
     if (slot.stored.bytes() < bytes) {
       slot.stored = AlignedBuffer(owner_.options_.shape.chunk_bytes() + 3 * align + 4096);
     }
-    slot.raw.resize(owner_.options_.shape.chunk_bytes());
-    slot.window = window;
-    slot.phase = Phase::kInFlight;
     ReadBatch batch{state_, {{&file, begin, slot.stored.span().first(bytes), needed}}};
-    owner_.engine_.submit(std::move(batch),
-                          [state = state_, &slot, skipped, needed, &arena = owner_.codec_](
+    owner_.engine_.submit(
+        std::move(batch), [state = state_, &slot, row, skipped, needed, &arena = owner_.codec_](
                               ReadBatch, std::exception_ptr failure) {
-                            arena.enqueue([state, &slot, skipped, needed, failure] {
-                              decode(*state, slot, skipped, needed, failure);
-                            });
-                          });
+          arena.enqueue([state, &slot, row, skipped, needed, failure] {
+            finish(*state, slot, [&] {
+              if (failure) std::rethrow_exception(failure);
+              state->reader->decode(row, slot.stored.span().subspan(skipped, needed - skipped),
+                                    slot.raw);
+            });
+          });
+        });
   }
 
-  static void decode(State& state, Slot& slot, uint64_t skipped, uint64_t needed,
-                     std::exception_ptr failure) {
-    if (!failure) {
-      try {
-        state.reader->decode(slot.window, slot.stored.span().subspan(skipped, needed - skipped),
-                             slot.raw);
-      } catch (...) {
-        failure = std::current_exception();
-      }
+  template <typename Decode>
+  static void finish(State& state, Slot& slot, Decode decode) {
+    std::exception_ptr failure;
+    try {
+      decode();
+    } catch (...) {
+      failure = std::current_exception();
     }
     std::lock_guard lock(state.mutex);
     slot.failure = failure;
@@ -349,7 +407,21 @@ void CachedBoundaries::wait_durable(Boundary boundary) {
   future.get();
 }
 
+int64_t CachedBoundaries::windows_in_ram(Boundary boundary) const {
+  const int64_t wanted =
+      is_inside_a_block(boundary) ? options_.targets_in_ram : options_.inputs_in_ram;
+  return std::min(wanted, options_.shape.windows);
+}
+
+int64_t CachedBoundaries::first_in_file(Boundary boundary) const {
+  return is_inside_a_block(boundary) ? windows_in_ram(boundary) : 0;
+}
+
 void CachedBoundaries::expire(Boundary boundary) {
+  {
+    std::lock_guard lock(mutex_);
+    kept_.erase(boundary);
+  }
   std::error_code ignored;  // an undeleted file costs space, not correctness
   std::filesystem::remove(path_of(boundary), ignored);
 }

@@ -28,11 +28,16 @@ struct CacheOptions {
   int windows_ahead = 4;   // per source, decoded in memory
   int windows_behind = 4;  // per job, waiting to be compressed and written
   int codec_threads = 2;
+  int64_t targets_in_ram = 0;  // first windows of a boundary inside a block: kept in memory only
+  int64_t inputs_in_ram = 0;   // first windows of a boundary between blocks: in memory as well
   std::function<void(int windows)> on_read;  // told on the device's thread how many were handed out
 };
 
-/// All boundaries of one job, one file each: "dense.12.h5". Used by the device's thread, except
-/// where noted; what it hands out must not outlive it.
+/// All boundaries of one job, each hidden state once: in memory as far as the options say, else in
+/// a file, "dense.12.h5". A boundary between blocks is always in its file too, for a run that is
+/// continued; one inside a block is made again with its block, so its file holds the windows that
+/// memory does not, and nobody is told of it. Used by the device's thread, except where noted; what
+/// it hands out must not outlive it.
 class CachedBoundaries final : public Boundaries {
  public:
   /// `hdf5` is the one serial place of the program's HDF5 calls, and outlives this. `on_durable` is
@@ -52,14 +57,20 @@ class CachedBoundaries final : public Boundaries {
   /// once for one that was there before. Any thread but the HDF5 one.
   void wait_durable(Boundary boundary);
 
-  /// Deletes the file if it exists. Any thread.
+  /// Lets go of the boundary, in memory and on disk. Any thread.
   void expire(Boundary boundary);
   std::filesystem::path path_of(Boundary boundary) const;
 
  private:
   class Source;
   class Sink;
+  /// Windows of one boundary as they are kept in memory; set once each, before it is durable.
+  using KeptWindows = std::vector<std::shared_ptr<const EncodedChunk>>;
+
   std::unique_ptr<ActivationSource> source(Boundary boundary);
+  int64_t windows_in_ram(Boundary boundary) const;
+  /// The file holds the windows from here on.
+  int64_t first_in_file(Boundary boundary) const;
 
   CacheOptions options_;
   IoEngine& engine_;
@@ -69,6 +80,7 @@ class CachedBoundaries final : public Boundaries {
   std::function<bool(Boundary)> unwanted_;
   std::mutex mutex_;
   std::map<Boundary, std::shared_future<void>> written_;
+  std::map<Boundary, std::shared_ptr<KeptWindows>> kept_;
   struct Quota;
   std::shared_ptr<Quota> behind_;
   tbb::global_control workers_ = enough_workers();

@@ -1,13 +1,94 @@
 #include "pipeline/telemetry/process.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string>
+
+// Of tcmalloc, with which the program is linked and tests are not.
+extern "C" __attribute__((weak)) void MallocExtension_ReleaseFreeMemory();
 
 namespace coppice {
+namespace {
+
+constexpr uint64_t kUnlimited = std::numeric_limits<uint64_t>::max();
+
+/// The number a file begins with; kUnlimited where it is absent or says "max".
+uint64_t number_in(const std::string& path) {
+  std::ifstream file(path);
+  uint64_t number = 0;
+  return file >> number ? number : kUnlimited;
+}
+
+uint64_t kernel_available_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  uint64_t kib = 0;
+  while (meminfo >> name >> kib) {
+    if (name == "MemAvailable:") return kib * 1024;
+    std::getline(meminfo, unit);
+  }
+  return kUnlimited;
+}
+
+/// What is left of the limits of a control group and those above it.
+uint64_t left_in_group(const std::string& root, std::string group, const char* limit_file,
+                       const char* usage_file) {
+  uint64_t left = kUnlimited;
+  for (;;) {
+    const uint64_t limit = number_in(root + group + "/" + limit_file);
+    const uint64_t usage = number_in(root + group + "/" + usage_file);
+    if (limit != kUnlimited && usage != kUnlimited) {
+      left = std::min(left, limit - std::min(limit, usage));
+    }
+    if (group.empty() || group == "/") return left;
+    group.resize(group.rfind('/'));
+  }
+}
+
+uint64_t left_in_control_groups() {
+  std::ifstream groups("/proc/self/cgroup");
+  uint64_t left = kUnlimited;
+  for (std::string line; std::getline(groups, line);) {  // "4:memory:/a/b", "0::/a/b"
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const std::string group = line.substr(second + 1);
+    if (controllers.empty()) {
+      left = std::min(left, left_in_group("/sys/fs/cgroup", group, "memory.max", "memory.current"));
+    } else if (("," + controllers + ",").find(",memory,") != std::string::npos) {
+      left = std::min(left, left_in_group("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes",
+                                          "memory.usage_in_bytes"));
+    }
+  }
+  return left;
+}
+
+}  // namespace
 
 uint64_t peak_rss_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return uint64_t(usage.ru_maxrss) * 1024;  // Linux counts KiB
+}
+
+void release_free_memory() {
+  if (MallocExtension_ReleaseFreeMemory != nullptr) MallocExtension_ReleaseFreeMemory();
+}
+
+uint64_t resident_bytes() {
+  release_free_memory();
+  std::ifstream statm("/proc/self/statm");
+  uint64_t size = 0, resident = 0;
+  statm >> size >> resident;
+  return resident * uint64_t(sysconf(_SC_PAGESIZE));
+}
+
+uint64_t available_memory_bytes() {
+  return std::min(kernel_available_bytes(), left_in_control_groups());
 }
 
 }  // namespace coppice

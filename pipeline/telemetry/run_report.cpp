@@ -71,6 +71,26 @@ json totals_report(const RunMeters& meters, const RunTotals& totals) {
        {{"raw_bytes", meters.cache_raw.bytes()}, {"stored_bytes", meters.cache_stored.bytes()}}}};
 }
 
+json plan_against_run(const json& plan, const RunTotals& totals) {
+  const auto compare = [](const json& planned, double measured) {
+    const double expected = planned.is_null() ? 0 : planned.get<double>();
+    return json{{"planned", planned},
+                {"measured", measured},
+                {"ratio", expected > 0 ? json(measured / expected) : json()}};
+  };
+  json stages = json::object();
+  for (const json& stage : plan.at("stages")) {
+    const std::string name = stage.at("name");
+    const auto measured = totals.stages.find(name);
+    if (measured == totals.stages.end()) continue;
+    stages[name] = compare(stage.at("seconds"), measured->second.seconds);
+  }
+  return {{"plan", plan},
+          {"ram", compare(plan.at("ram").at("bytes"), double(peak_rss_bytes()))},
+          {"seconds", compare(plan.at("seconds"), totals.streamed_seconds)},
+          {"stages", stages}};
+}
+
 json run_report(json head, const std::map<int, json>& blocks, const json& totals) {
   head["blocks"] = json::array();
   for (const auto& [block, report] : blocks) head["blocks"].push_back(report);

@@ -22,6 +22,7 @@ struct StageTotals {
 /// Totals of the process that wrote them; a resumed run says so.
 struct RunTotals {
   double wall_seconds = 0;
+  double streamed_seconds = 0;     // of the wall: from the first read of weights to the last write
   double device_idle_seconds = 0;  // of the device's thread between tasks
   uint64_t peak_device_bytes = 0;
   bool resumed = false;
@@ -32,6 +33,10 @@ struct RunTotals {
 nlohmann::json block_report(int block, const Variant& variant);
 
 nlohmann::json totals_report(const RunMeters& meters, const RunTotals& totals);
+
+/// A plan (plan_json) beside what the run measured: `ram` and `seconds` {planned, measured, ratio},
+/// `stages` likewise by name. Ratios are measured / planned, null where nothing was planned.
+nlohmann::json plan_against_run(const nlohmann::json& plan, const RunTotals& totals);
 
 /// `head` holds version, command, model, recipe, calibration, machine; blocks are added in order.
 nlohmann::json run_report(nlohmann::json head, const std::map<int, nlohmann::json>& blocks,

@@ -68,7 +68,7 @@ at::Tensor attention_half(const Architecture& architecture, const BlockWeights& 
   if (observe) observe(architecture.linear("q").input, normed);
   const at::Tensor mixed = attend_sequences(qkv, x.lengths, architecture.head_dim, rotary);
   if (observe) observe(architecture.linear("o").input, mixed);
-  const Linear& o = linears.at("o");
+  const Linear o = converted(linears.at("o"), mixed.scalar_type());
   return at::linear(mixed, o.weight, o.bias).add_(x.hidden);
 }
 

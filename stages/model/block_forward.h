@@ -17,8 +17,9 @@ namespace coppice {
 using InputObserver = std::function<void(const std::string& input, const at::Tensor& x)>;
 
 /// x → x + o(attention(q, k, v of norm(x))). Causal within each sequence; grouped-query heads.
-/// x.hidden and the weights share dtype and device. Differentiable in the weights, biases and gain,
-/// and in x, where they require it. Rounding points are those of transformers' code.
+/// x.hidden and the weights share a device. Weights of another dtype are converted to that of x for
+/// the length of their product: slower, the same bits. Differentiable in the weights, biases and
+/// gain, and in x, where they require it. Rounding points are those of transformers' code.
 at::Tensor attention_half(const Architecture& architecture, const BlockWeights& weights,
                           const RotaryTable& rotary, const MicroBatch& x,
                           const InputObserver& observe = {});

@@ -18,14 +18,16 @@ BlockWeights gather_block(const Architecture& architecture, int block,
   return weights;
 }
 
+Linear converted(const Linear& linear, at::ScalarType dtype) {
+  return {linear.weight.to(dtype), linear.bias.defined() ? linear.bias.to(dtype) : at::Tensor()};
+}
+
 BlockWeights converted(const Architecture& architecture, const BlockWeights& weights, Half half,
                        at::ScalarType dtype) {
   BlockWeights result;
   for (const LinearSpec& spec : architecture.linears) {
     if (spec.half != half) continue;
-    const Linear& linear = weights.linears.at(spec.role);
-    result.linears[spec.role] = {linear.weight.to(dtype),
-                                 linear.bias.defined() ? linear.bias.to(dtype) : at::Tensor()};
+    result.linears[spec.role] = converted(weights.linears.at(spec.role), dtype);
   }
   for (const NormSpec& spec : architecture.norms) {
     if (spec.half == half) result.norms[spec.role] = weights.norms.at(spec.role).to(dtype);

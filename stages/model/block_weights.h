@@ -26,6 +26,9 @@ struct BlockWeights {
 BlockWeights gather_block(const Architecture& architecture, int block,
                           const std::function<at::Tensor(const std::string& name)>& tensor);
 
+/// The linear in another dtype; what already has it is shared.
+Linear converted(const Linear& linear, at::ScalarType dtype);
+
 /// A copy of the tensors of `half` in another dtype; tensors that already have it are shared.
 BlockWeights converted(const Architecture& architecture, const BlockWeights& weights, Half half,
                        at::ScalarType dtype);

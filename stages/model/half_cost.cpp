@@ -1,5 +1,7 @@
 #include "stages/model/half_cost.h"
 
+#include <algorithm>
+
 namespace coppice {
 namespace {
 
@@ -44,6 +46,34 @@ double attention_flop(const Architecture& architecture, Half half, double tokens
   // Two products over half of the square of positions.
   const double width = static_cast<double>(architecture.heads * architecture.head_dim);
   return 2.0 * tokens * seqlen * width;
+}
+
+int64_t largest_weight(const Architecture& architecture, Half half) {
+  int64_t largest = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    if (linear.half == half) largest = std::max(largest, linear.out * linear.in);
+  }
+  return largest;
+}
+
+TouchedElements touched_activations(const Architecture& architecture, Half half) {
+  const auto hidden = static_cast<double>(architecture.hidden);
+  // Normalise and apply the gain: read and write twice; add the residual: read twice, write once.
+  // Back: the same the other way, and the way around the residual.
+  TouchedElements touched{7 * hidden, 9 * hidden};
+  if (half == Half::kAttention) {
+    const auto q = static_cast<double>(architecture.heads * architecture.head_dim);
+    const auto k = static_cast<double>(architecture.kv_heads * architecture.head_dim);
+    // Rotate q and k, bring the heads side by side: read and write.
+    touched.forward += 2 * (q + k) + 2 * q;
+    touched.backward += 2 * (q + k) + 2 * q + 2 * k;
+  } else {
+    const auto ffn = static_cast<double>(architecture.ffn);
+    // activation(gate) ∘ up: two in, one out; back: three in, two out.
+    touched.forward += 3 * ffn;
+    touched.backward += 5 * ffn;
+  }
+  return touched;
 }
 
 int64_t kept_activations(const Architecture& architecture, Half half) {

@@ -18,7 +18,18 @@ double first_linear_flop(const Architecture& architecture, Half half, double tok
 /// FLOP of causal attention in sequences of `seqlen`, forward only; 0 for the MLP half.
 double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen);
 
+/// Elements of the largest weight of the half.
+int64_t largest_weight(const Architecture& architecture, Half half);
+
 /// Widths of what one forward pass keeps for its backward, summed: elements per token.
 int64_t kept_activations(const Architecture& architecture, Half half);
+
+/// Elements per token that the half reads and writes outside of its products and its attention.
+/// Counted pass by pass over the code of attention.cpp and mlp.cpp.
+struct TouchedElements {
+  double forward = 0;
+  double backward = 0;
+};
+TouchedElements touched_activations(const Architecture& architecture, Half half);
 
 }  // namespace coppice

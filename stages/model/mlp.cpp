@@ -40,7 +40,7 @@ at::Tensor mlp_half(const Architecture& architecture, const BlockWeights& weight
   if (observe) observe(architecture.linear("gate").input, normed);
   const at::Tensor units = gated(architecture.activation, gate_up[0], gate_up[1]);  // [tokens, ffn]
   if (observe) observe(architecture.linear("down").input, units);
-  const Linear& down = linears.at("down");
+  const Linear down = converted(linears.at("down"), units.scalar_type());
   return at::linear(units, down.weight, down.bias).add_(x.hidden);
 }
 

@@ -17,13 +17,13 @@ std::vector<at::Tensor> normed_linears(const at::Tensor& x_hat, const at::Tensor
   at::Tensor normed;
   {
     const at::NoGradGuard no_graph;  // the linears' own nodes know the way back to gain and x̂
-    normed = at::mul(gain, x_hat);
+    normed = at::mul(gain.to(x_hat.scalar_type()), x_hat);
   }
   if (observed != nullptr) *observed = normed;
   std::vector<at::Tensor> outputs;
   for (const Linear* linear : linears) {
-    outputs.push_back(
-        differentiable::normed_linear(x_hat, gain, normed, linear->weight, linear->bias));
+    const Linear used = converted(*linear, normed.scalar_type());
+    outputs.push_back(differentiable::normed_linear(x_hat, gain, normed, used.weight, used.bias));
   }
   return outputs;
 }

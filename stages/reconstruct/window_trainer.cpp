@@ -48,9 +48,11 @@ WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, const Variant& var
 }
 
 std::optional<std::vector<at::Tensor>> WindowTrainer::train(WindowReport& report) {
-  const std::vector<at::Tensor> pruned = weights_.values();
-  report.validation_pruned = report.validation_reconstructed = evaluate(pruned, held_out_);
-  report.loss_pruned = report.loss_reconstructed = evaluate(pruned, first_);
+  {
+    const std::vector<at::Tensor> pruned = weights_.values();
+    report.validation_pruned = report.validation_reconstructed = evaluate(pruned, held_out_);
+    report.loss_pruned = report.loss_reconstructed = evaluate(pruned, first_);
+  }
   if (!std::isfinite(report.validation_pruned)) {
     report.fallback = "the held-out loss of the pruned weights is not finite";
     return std::nullopt;

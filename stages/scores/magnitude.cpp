@@ -3,8 +3,8 @@
 namespace coppice {
 
 at::Tensor magnitude_score(const at::Tensor& weight) {
-  // abs is exact in every dtype and makes the copy; widening first would hold two fp32 matrices.
-  return weight.abs().to(at::kFloat);
+  return weight.to(weight.options().dtype(at::kFloat), /*non_blocking=*/false, /*copy=*/true)
+      .abs_();
 }
 
 }  // namespace coppice

@@ -58,7 +58,8 @@ class ProgramTest(unittest.TestCase):
 
     def run_arguments(self, model, dataset, output, **keys):
         """`coppice run` with small defaults; keys replace or add flags."""
-        flags = {"nsamples": 8, "seqlen": 32, "lr": 1e-3, "epochs": 2} | keys
+        flags = {"nsamples": 8, "seqlen": 32, "lr": 1e-3, "epochs": 2}
+        flags |= {"probe": "false"} | keys
         arguments = ["run", "--model", model, "--dataset", dataset, "-o", output]
         for key, value in flags.items():
             if value is True:

@@ -120,13 +120,13 @@ TEST(Calibrate, CostIsOneForwardOfEveryToken) {
   // Scores and their weighted sum, over half of the square.
   flop += 2 * tokens * double(TinySpan::kSeqlen * span.architecture.heads) *
           double(span.architecture.head_dim);
-  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop, flop);
+  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop(), flop);
 }
 
 TEST(Calibrate, CostOfABlockIsThatOfItsHalves) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop,
-                   cost_of(span, {0, 1}, kWindows).flop + cost_of(span, {1, 2}, kWindows).flop);
+  EXPECT_DOUBLE_EQ(cost_of(span, {0, 2}, kWindows).flop(),
+                   cost_of(span, {0, 1}, kWindows).flop() + cost_of(span, {1, 2}, kWindows).flop());
 }
 
 TEST(Calibrate, CostMovesWhatARunReadsAndWrites) {
@@ -148,7 +148,7 @@ TEST(Calibrate, CostHoldsOneWindowHoweverMany) {
 
 TEST(Calibrate, CostOfNoWindowsIsNone) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  EXPECT_EQ(cost_of(span, {0, 2}, 0).flop, 0);
+  EXPECT_EQ(cost_of(span, {0, 2}, 0).flop(), 0);
   EXPECT_EQ(cost_of(span, {0, 2}, 0).bytes_moved, 0);
 }
 

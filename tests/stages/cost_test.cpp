@@ -6,9 +6,12 @@ namespace coppice {
 namespace {
 
 TEST(Cost, WorkAndTrafficAddUp) {
-  Cost cost{.flop = 1, .bytes_moved = 20, .bytes_held = 300};
-  cost += {.flop = 2, .bytes_moved = 30, .bytes_held = 0};
-  EXPECT_EQ(cost.flop, 3);
+  Cost cost{.product_flop = 1, .attention_flop = 4, .bytes_touched = 7, .bytes_moved = 20};
+  cost += {.product_flop = 2, .attention_flop = 5, .bytes_touched = 8, .bytes_moved = 30};
+  EXPECT_EQ(cost.product_flop, 3);
+  EXPECT_EQ(cost.attention_flop, 9);
+  EXPECT_EQ(cost.flop(), 12);
+  EXPECT_EQ(cost.bytes_touched, 15);
   EXPECT_EQ(cost.bytes_moved, 50);
 }
 

@@ -349,7 +349,7 @@ TEST_P(ReconstructCost, CountsTheProductsOfARun) {
     flop += 2 * TinySpan::kSeqlen * width * (3.5 * trained + evaluated);
   }
   EXPECT_DOUBLE_EQ(
-      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).flop, flop);
+      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).flop(), flop);
 }
 
 TEST_P(ReconstructCost, MovesTheWindowsThatARunReads) {
@@ -369,7 +369,7 @@ TEST(Reconstruct, CostOfABlockAddsTheWayBackThroughItsMlp) {
   const Architecture architecture = testing::tiny_llama();
   const Reconstruct stage(options_with(1e-2, 3));
   const auto flop = [&](HalfRange halves) {
-    return stage.cost(shape_of(architecture, halves, kWindows)).flop;
+    return stage.cost(shape_of(architecture, halves, kWindows)).flop();
   };
   const double trained = 3 * 6 * TinySpan::kSeqlen;
   EXPECT_DOUBLE_EQ(flop(kBlock) - flop(kAttention) - flop(kMlp),
@@ -388,7 +388,7 @@ TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
     options.batch_size = batch_size;
     return Reconstruct(options).cost(shape_of(architecture, kBlock, num_windows)).bytes_held;
   };
-  // Master, two moments, gradient and the best state in fp32; the mask.
+  // Master, two moments, the best state and the one being judged in fp32; the mask.
   EXPECT_EQ(2 * held(1, kWindows) - held(2, kWindows), double(parameters) * (5 * 4 + 1));
   EXPECT_EQ(held(2, kWindows), held(2, 1000));
 }
@@ -396,7 +396,7 @@ TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
 TEST(Reconstruct, CostOfNoWindowsIsNone) {
   const Architecture architecture = testing::tiny_llama();
   const Cost cost = Reconstruct(options_with(1e-2)).cost(shape_of(architecture, kBlock, 0));
-  EXPECT_EQ(cost.flop, 0);
+  EXPECT_EQ(cost.flop(), 0);
   EXPECT_EQ(cost.bytes_moved, 0);
 }
 

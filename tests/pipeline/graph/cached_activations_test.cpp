@@ -16,18 +16,21 @@ namespace {
 using ::testing::ElementsAre;
 
 constexpr int kWindows = 9, kSeqlen = 5, kHidden = 24;
-constexpr Boundary kBoundary{Stream::kDense, 3};
-constexpr HalfRange kFromThere{3, 4};
+constexpr Boundary kBoundary{Stream::kDense, 4}, kInsideABlock{Stream::kDense, 5};
+constexpr HalfRange kFromThere{4, 5}, kFromInside{5, 6};
 
 class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
  protected:
-  std::unique_ptr<CachedBoundaries> boundaries(int ahead = 2) {
+  std::unique_ptr<CachedBoundaries> boundaries(int ahead = 2, int64_t targets_in_ram = 0,
+                                               int64_t inputs_in_ram = 0) {
     CacheOptions options;
     options.directory = dir_.path();
     options.shape = {kWindows, kSeqlen, kHidden, GetParam()};
     options.compute = at::kFloat;
     options.windows_ahead = ahead;
     options.windows_behind = 2;
+    options.targets_in_ram = targets_in_ram;
+    options.inputs_in_ram = inputs_in_ram;
     return std::make_unique<CachedBoundaries>(
         std::move(options), *engine_, hdf5_, meters_,
         [this](Boundary boundary, const FileRecord& file) { durable_[boundary] = file; });
@@ -40,9 +43,19 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
         .remainder(64)
         .add(window * 0.5);
   }
-  static void write_all(CachedBoundaries& boundaries) {
-    const auto sink = boundaries.sink(kBoundary);
+  static void write_all(CachedBoundaries& boundaries, Boundary boundary = kBoundary) {
+    const auto sink = boundaries.sink(boundary);
     for (int window = kWindows - 1; window >= 0; --window) sink->write(window, content(window));
+  }
+
+  static void expect_all(ActivationSource& source) {
+    for (const int window : {8, 0, 3, 4, 1, 7, 2, 6, 5}) {
+      EXPECT_TRUE(source.read(std::span(&window, 1)).hidden.equal(content(window))) << window;
+    }
+  }
+  int64_t windows_in_file(const CachedBoundaries& cache, Boundary boundary) const {
+    if (!std::filesystem::exists(cache.path_of(boundary))) return 0;
+    return ActivationCacheReader(cache.path_of(boundary)).shape().windows;
   }
 
   testing::TempDir dir_;
@@ -101,6 +114,48 @@ TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {
   EXPECT_TRUE(cache->inputs(kFromThere)->read(std::span(&window, 1)).hidden.equal(content(5)));
 }
 
+TEST_P(CachedActivationsTest, InsideABlockEachWindowIsInMemoryOrInTheFile) {
+  for (const int64_t in_ram : {0, 1, 4, kWindows - 1, kWindows, 2 * kWindows}) {
+    const auto cache = boundaries(3, in_ram, 0);
+    write_all(*cache, kInsideABlock);
+    cache->wait_durable(kInsideABlock);
+    EXPECT_EQ(windows_in_file(*cache, kInsideABlock), std::max<int64_t>(0, kWindows - in_ram));
+    expect_all(*cache->inputs(kFromInside));
+    cache->expire(kInsideABlock);
+    EXPECT_TRUE(std::filesystem::is_empty(dir_.path())) << in_ram;
+  }
+  EXPECT_TRUE(durable_.empty());  // it is made again with its block: no run continues from it
+}
+
+TEST_P(CachedActivationsTest, BetweenBlocksTheFileHoldsEveryWindowWhateverIsInMemory) {
+  for (const int64_t in_ram : {0, 1, 4, kWindows}) {
+    const auto cache = boundaries(3, 0, in_ram);
+    write_all(*cache);
+    cache->wait_durable(kBoundary);
+    EXPECT_EQ(windows_in_file(*cache, kBoundary), kWindows);
+    expect_all(*cache->inputs(kFromThere));
+    expect_all(*boundaries()->inputs(kFromThere));  // another process, which has the file alone
+  }
+}
+
+TEST_P(CachedActivationsTest, WhatIsInMemoryIsNotRead) {
+  const auto cache = boundaries(3, 0, kWindows);
+  write_all(*cache);
+  cache->wait_durable(kBoundary);
+  const auto source = cache->inputs(kFromThere);
+  std::filesystem::resize_file(cache->path_of(kBoundary), 4096);
+  expect_all(*source);
+}
+
+TEST_P(CachedActivationsTest, WindowMissingInMemoryIsAnError) {
+  const auto cache = boundaries(2, kWindows, 0);
+  {
+    const auto sink = cache->sink(kInsideABlock);
+    for (int window = 1; window < kWindows; ++window) sink->write(window, content(window));
+  }
+  EXPECT_THROW(cache->wait_durable(kInsideABlock), std::logic_error);
+}
+
 TEST_P(CachedActivationsTest, UnfinishedBoundaryLeavesNoFile) {
   const auto cache = boundaries();
   {
@@ -143,7 +198,7 @@ TEST_P(CachedActivationsTest, ExpiredBoundaryIsGone) {
 
 TEST_P(CachedActivationsTest, UnwantedBoundaryHasNoSink) {
   const auto cache = boundaries();
-  cache->set_unwanted([](Boundary boundary) { return boundary.half == 3; });
+  cache->set_unwanted([](Boundary boundary) { return boundary == kBoundary; });
   EXPECT_EQ(cache->sink(kBoundary), nullptr);
 }
 

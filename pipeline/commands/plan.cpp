@@ -1,0 +1,55 @@
+// coppice plan: what a run would take, from headers and a few seconds of measuring.
+#include <fmt/format.h>
+
+#include "pipeline/commands/command.h"
+#include "pipeline/commands/run_arguments.h"
+#include "pipeline/plan/plan_inputs.h"
+#include "pipeline/plan/plan_text.h"
+#include "pipeline/run_checks.h"
+#include "pipeline/telemetry/progress.h"  // human_bytes
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string headline(const SourceModel& model, const Recipe& recipe, const Device& device) {
+  return fmt::format("{} blocks of {}, {} of input; {} windows of {} tokens; {}, {}\n\n",
+                     model.architecture.num_blocks, model.architecture.family,
+                     human_bytes(double(model.checkpoint.total_bytes())),
+                     recipe.calibration.nsamples, recipe.calibration.seqlen, device.name(),
+                     device.description());
+}
+
+}  // namespace
+
+int plan_command(const std::vector<std::string>& arguments, const std::string& command_line) {
+  const std::optional<RunArguments> given = parse_run_arguments("plan", arguments, command_line);
+  if (!given) return 0;
+  const PruneRunOptions& options = given->options;
+  const Recipe& recipe = options.recipe;
+  const SourceModel model = open_model(options.model, options.architecture);
+  TokenWindows no_tokens;  // only their number and length matter
+  no_tokens.seqlen = recipe.calibration.seqlen;
+  check_against_model(recipe, model.architecture, no_tokens);
+
+  Progress progress(options.verbosity);
+  Machine machine(recipe.resources, [&](const std::string& line) { progress.note(line); });
+  const ModelSpans spans(model, no_tokens);
+  const fs::path here = fs::current_path();
+  const OutputDirectory output(options.output.empty() ? here : options.output, model);
+  const fs::path scratch = options.work.empty() ? here : options.work;
+  PlanInputs inputs = plan_inputs(model, recipe, spans, recipe.calibration.nsamples, machine,
+                                  output, scratch, all_work(model.architecture));
+  RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
+  measure_rates(model, recipe, machine, scratch, inputs);
+  plan = plan_run(inputs);
+  if (given->as_json) {
+    fmt::print("{}\n", plan_json(plan, inputs).dump(2));
+  } else {
+    fmt::print("{}{}", headline(model, recipe, machine.device()), plan_text(plan, inputs));
+  }
+  return 0;
+}
+
+}  // namespace coppice

@@ -1,0 +1,23 @@
+// The arguments that `run` and `plan` share.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pipeline/prune_run.h"
+
+namespace coppice {
+
+struct RunArguments {
+  PruneRunOptions options;  // the recipe checked, the work directory resolved
+  bool as_json = false;
+};
+
+/// Nothing if help was asked for (and printed). Data set and output may be left out: whether that
+/// will do is the command's to say. Throws ConfigError, IoError.
+std::optional<RunArguments> parse_run_arguments(const std::string& command,
+                                                const std::vector<std::string>& arguments,
+                                                const std::string& command_line);
+
+}  // namespace coppice

@@ -1,0 +1,126 @@
+#include "pipeline/plan/compute_probe.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include "stages/model/half_cost.h"
+#include "stages/ops/mask_select.h"
+
+namespace coppice {
+namespace {
+
+constexpr double kSeconds = 0.12;  // spent on each measurement
+constexpr int64_t kMaxElements = int64_t{16} << 20;
+
+/// Median seconds of one call. The first one, which chooses and packs, is not counted.
+double seconds_of(const Device& device, const std::function<void()>& call) {
+  using Clock = std::chrono::steady_clock;
+  const auto once = [&] {
+    const auto start = Clock::now();
+    call();
+    device.finish();
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  once();
+  std::vector<double> seconds;
+  for (double total = 0; total < kSeconds || seconds.size() < 3; total += seconds.back()) {
+    seconds.push_back(once());
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + long(seconds.size() / 2), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+class Probe {
+ public:
+  Probe(const Device& device, const Architecture& architecture, at::ScalarType compute,
+        int64_t seqlen)
+      : device_(device),
+        architecture_(architecture),
+        options_(at::TensorOptions().dtype(compute).device(device.where())),
+        seqlen_(seqlen) {}
+
+  double product_rate(Half half) const {
+    double flop = 0, seconds = 0;
+    std::map<std::pair<int64_t, int64_t>, double> rate_of;  // by shape: gate and up are alike
+    for (const LinearSpec& linear : architecture_.linears) {
+      if (linear.half != half) continue;
+      double& rate = rate_of[{linear.in, linear.out}];
+      if (rate == 0) rate = linear_rate(linear.in, linear.out);
+      const double share = double(linear.in) * double(linear.out);
+      flop += share;
+      seconds += share / rate;
+    }
+    return flop / seconds;
+  }
+
+  double attention_rate() const {
+    // One key-value group: heads are alike, and 64 of them take a second on a CPU.
+    const int64_t group = architecture_.heads / architecture_.kv_heads;
+    const int64_t kv_heads = std::min<int64_t>(architecture_.kv_heads, 4);
+    const auto heads = [&](int64_t count) {
+      return at::full({1, count, seqlen_, architecture_.head_dim}, 0.5, options_);
+    };
+    const at::Tensor q = heads(group * kv_heads), k = heads(kv_heads), v = heads(kv_heads);
+    const double seconds = seconds_of(device_, [&] {
+      at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true, std::nullopt,
+                                       /*enable_gqa=*/group > 1);
+    });
+    return 2.0 * double(seqlen_) * double(seqlen_) *
+           double(group * kv_heads * architecture_.head_dim) / seconds;
+  }
+
+  double touch_rate() const {
+    // As large as the activations of a window, for what a cache holds is passed faster.
+    const int64_t elements =
+        std::clamp<int64_t>(seqlen_ * architecture_.ffn, int64_t{1} << 16, int64_t{4} << 20);
+    const at::Tensor a = at::full({elements}, 1.0, options_),
+                     b = at::full({elements}, 2.0, options_);
+    const double seconds = seconds_of(device_, [&] { at::add(a, b); });
+    return 3.0 * double(elements) * double(a.element_size()) / seconds;
+  }
+
+  double selection_rate() const {
+    const int64_t in = architecture_.hidden;
+    const int64_t out = std::clamp<int64_t>((int64_t{1} << 20) / in, 1, architecture_.ffn);
+    const at::Tensor scores = at::rand({out, in}, options_.dtype(at::kFloat));
+    const double seconds = seconds_of(device_, [&] { keep_mask_by_row(scores, 0.5); });
+    return double(in * out) / seconds;
+  }
+
+ private:
+  double linear_rate(int64_t in, int64_t out) const {
+    out = std::clamp<int64_t>(kMaxElements / in, 1, out);
+    const auto flop_a_token = 2.0 * double(in) * double(out);
+    const int64_t tokens = std::clamp<int64_t>(int64_t(1e10 / flop_a_token), 16, seqlen_);
+    const at::Tensor x = at::full({tokens, in}, 0.5, options_);
+    const at::Tensor w = at::full({out, in}, 0.5, options_);
+    return double(tokens) * flop_a_token / seconds_of(device_, [&] { at::linear(x, w); });
+  }
+
+  const Device& device_;
+  const Architecture& architecture_;
+  at::TensorOptions options_;
+  int64_t seqlen_;
+};
+
+}  // namespace
+
+void probe_compute(const Device& device, const Architecture& architecture, at::ScalarType compute,
+                   int64_t seqlen, Rates& rates) {
+  const Probe probe(device, architecture, compute, seqlen);
+  rates.attention_product_flop = probe.product_rate(Half::kAttention);
+  rates.mlp_product_flop = probe.product_rate(Half::kMlp);
+  rates.attention_flop = probe.attention_rate();
+  rates.touched_bytes = probe.touch_rate();
+  rates.selected_weights = probe.selection_rate();
+}
+
+}  // namespace coppice

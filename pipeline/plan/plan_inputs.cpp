@@ -1,0 +1,136 @@
+#include "pipeline/plan/plan_inputs.h"
+
+#include <sys/stat.h>
+
+#include <numeric>
+
+#include "pipeline/plan/compute_probe.h"
+#include "pipeline/plan/disk_probe.h"
+#include "pipeline/telemetry/process.h"
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Left to others: what they take while the run lasts is not known.
+constexpr double kShareOfAvailable = 0.9;
+
+fs::path nearest_existing(fs::path directory) {
+  directory = fs::absolute(directory);
+  while (!fs::exists(directory) && directory.has_relative_path()) {
+    directory = directory.parent_path();
+  }
+  return directory;
+}
+
+dev_t file_system_of(const fs::path& directory) {
+  struct stat facts {};
+  return stat(directory.c_str(), &facts) == 0 ? facts.st_dev : 0;
+}
+
+uint64_t blocks_read_bytes(const ModelSpans& spans, const WorkLeft& left) {
+  uint64_t bytes = 0;
+  for (const int block : left.blocks) {
+    for (const PlannedRead& read : spans.reads_of(spans.block_span(block)).plan.reads) {
+      bytes += read.bytes;
+    }
+  }
+  return bytes;
+}
+
+uint64_t outer_bytes(const SourceModel& model) {
+  uint64_t bytes = 0;
+  for (const NamedShape& tensor : outer_tensors(model.architecture)) {
+    bytes += model.checkpoint.tensor(tensor.name).bytes;
+  }
+  return bytes;
+}
+
+void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
+  inputs.process_bytes = resident_bytes();
+  inputs.is_ram_limit_given = resources.ram_budget_bytes > 0;
+  if (inputs.is_ram_limit_given) {
+    inputs.ram_limit = resources.ram_budget_bytes;
+    inputs.ram_limit_name = "--ram-budget";
+  } else {
+    inputs.ram_limit =
+        inputs.process_bytes + uint64_t(kShareOfAvailable * double(available_memory_bytes()));
+    inputs.ram_limit_name = "nine tenths of what is available";
+  }
+}
+
+void set_device_limit(const ResourceOptions& resources, const Device& device, PlanInputs& inputs) {
+  inputs.is_host = device.where().is_cpu();
+  if (inputs.is_host) return;
+  inputs.device_limit = device.free_bytes();
+  inputs.device_limit_name = "free on the device";
+  if (resources.vram_budget_bytes > 0) {
+    inputs.device_limit = resources.vram_budget_bytes;
+    inputs.device_limit_name = "--vram-budget";
+  }
+}
+
+void set_disk_limits(const ResourceOptions& resources, const fs::path& output,
+                     const fs::path& scratch, uint64_t scratch_held, PlanInputs& inputs) {
+  const fs::path out = nearest_existing(output), work = nearest_existing(scratch);
+  inputs.same_disk = file_system_of(out) == file_system_of(work);
+  inputs.output_limit = fs::space(out).available;
+  inputs.output_limit_name = "free on " + out.string();
+  inputs.scratch_limit = fs::space(work).available + scratch_held;
+  inputs.scratch_limit_name = "free on " + work.string();
+  if (resources.disk_budget_bytes > 0 && resources.disk_budget_bytes < inputs.scratch_limit) {
+    inputs.scratch_limit = resources.disk_budget_bytes;
+    inputs.scratch_limit_name = "--disk-budget";
+    inputs.same_disk = false;  // the smaller of the two is the budget already
+  }
+}
+
+}  // namespace
+
+WorkLeft all_work(const Architecture& architecture) {
+  WorkLeft left;
+  left.blocks.resize(size_t(architecture.num_blocks));
+  std::iota(left.blocks.begin(), left.blocks.end(), 0);
+  return left;
+}
+
+PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const ModelSpans& spans,
+                       int64_t windows, const Machine& machine, const OutputDirectory& output,
+                       const fs::path& scratch, const WorkLeft& left) {
+  const Architecture& architecture = model.architecture;
+  const Device& device = machine.device();
+  PlanInputs inputs{architecture, recipe};
+  inputs.windows = windows;
+  inputs.seqlen = recipe.calibration.seqlen;
+  inputs.compute_bytes =
+      int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
+  inputs.blocks_to_do = int(left.blocks.size());
+  inputs.slot_bytes = spans.slot_bytes();
+  inputs.image_bytes = output.largest_image_bytes();
+  inputs.block_read_bytes = blocks_read_bytes(spans, left);
+  inputs.outer_bytes = left.has_outer ? outer_bytes(model) : 0;
+  inputs.output_bytes = inputs.outer_bytes + uint64_t(left.blocks.size()) * inputs.image_bytes;
+  set_ram_limit(recipe.resources, inputs);
+  set_device_limit(recipe.resources, device, inputs);
+  set_disk_limits(recipe.resources, output.path(), scratch, left.scratch_bytes, inputs);
+  return inputs;
+}
+
+void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& machine,
+                   const fs::path& scratch, PlanInputs& inputs) {
+  if (!recipe.resources.probe) return;
+  const Architecture& architecture = model.architecture;
+  machine.device().executor().run([&] {
+    probe_compute(machine.device(), architecture,
+                  machine.device().compute_dtype(scalar_type(architecture.dtype)), inputs.seqlen,
+                  inputs.rates);
+  });
+  // An engine of its own: what a probe reads is not what the run reads.
+  const std::unique_ptr<IoEngine> engine = make_io_engine({});
+  probe_disk(model.checkpoint, nearest_existing(scratch), *engine, inputs.rates);
+  probe_codec({inputs.windows, inputs.seqlen, architecture.hidden, architecture.dtype},
+              inputs.rates);
+}
+
+}  // namespace coppice

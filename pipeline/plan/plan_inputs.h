@@ -1,0 +1,34 @@
+// Gathers what a plan is made of: headers, recipe, the machine and its disks.
+#pragma once
+
+#include <filesystem>
+
+#include "pipeline/machine.h"
+#include "pipeline/model_spans.h"
+#include "pipeline/output_directory.h"
+#include "pipeline/plan/run_plan.h"
+
+namespace coppice {
+
+/// What of a run is left to do.
+struct WorkLeft {
+  std::vector<int> blocks;     // in order
+  bool has_outer = true;       // embedding, head and the rest are still to be copied
+  uint64_t scratch_bytes = 0;  // hidden states that lie in the scratch directory already
+};
+
+/// All of it.
+WorkLeft all_work(const Architecture& architecture);
+
+/// Everything but rates. `output` and `scratch` need not exist: the nearest directory above counts.
+/// Throws IoError.
+PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const ModelSpans& spans,
+                       int64_t windows, const Machine& machine, const OutputDirectory& output,
+                       const std::filesystem::path& scratch, const WorkLeft& left);
+
+/// Measures the machine for `inputs.rates`: two to three seconds, 64 MiB written to the scratch
+/// directory and removed. Nothing where `recipe.resources.probe` is off.
+void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& machine,
+                   const std::filesystem::path& scratch, PlanInputs& inputs);
+
+}  // namespace coppice

@@ -1,0 +1,96 @@
+// What a run will take and how it will use what there is: decided before the first read.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "configs/recipe.h"
+#include "pipeline/plan/rates.h"
+#include "stages/calibrate.h"
+#include "stages/cost.h"
+#include "stages/model/architecture.h"
+
+namespace coppice {
+
+/// Everything a budget decides. None of it changes a byte of the output.
+struct RunSettings {
+  int slots = 2;           // blocks in memory at once
+  int outputs = 2;         // shards in memory at once
+  int windows_ahead = 4;   // hidden states decoded before they are asked for, a source
+  int windows_behind = 4;  // hidden states waiting to be compressed and written
+  Calibrate::Convert convert = Calibrate::Convert::kAhead;
+  int64_t targets_in_ram = 0;  // windows of a half-block boundary kept in memory instead of on disk
+  int64_t inputs_in_ram = 0;   // windows of a block boundary kept in memory beside the disk
+
+  bool operator==(const RunSettings&) const = default;
+};
+
+struct PlanItem {
+  std::string name;
+  uint64_t bytes = 0;
+};
+
+/// A resource: what is needed of it at the peak, item by item, and how much may be used.
+struct PlannedResource {
+  std::string name;  // "RAM", "disk for the output"
+  std::vector<PlanItem> items;
+  uint64_t limit = 0;
+  std::string limit_name;  // "--ram-budget", "free on /data"
+
+  uint64_t bytes() const;
+  bool fits() const { return bytes() <= limit; }
+};
+
+/// Work over all blocks that are left to do.
+struct PlannedStage {
+  std::string name;
+  Cost cost;
+  double seconds = 0;  // 0 without rates
+  std::string bound;   // what most of the time goes to: "products", "attention", "memory", "disk"
+};
+
+struct RunPlan {
+  RunSettings settings;
+  PlannedResource ram, device, scratch, output;  // `device` without items on a CPU
+  uint64_t bytes_read = 0;
+  uint64_t bytes_written = 0;
+  std::vector<PlannedStage> stages;  // compute, in order; then "disk"
+  double compute_seconds = 0, disk_seconds = 0;
+  double seconds = 0;  // of the streaming: the longer of the two, and what cannot overlap
+
+  /// Whether memory should be given back as soon as it is free, though that costs page faults.
+  bool is_tight() const { return double(ram.bytes()) > 0.7 * double(ram.limit); }
+};
+
+/// The facts a plan is made of: headers, recipe, machine.
+struct PlanInputs {
+  Architecture architecture;
+  Recipe recipe;
+  int64_t windows = 0;
+  int64_t seqlen = 0;
+  int64_t compute_bytes = 4;  // of an element
+  bool is_host = true;        // the device computes in host memory
+  int codec_threads = 2;
+
+  int blocks_to_do = 0;  // all, unless a run is continued
+  uint64_t slot_bytes = 0;
+  uint64_t image_bytes = 0;       // of the largest block's shard
+  uint64_t block_read_bytes = 0;  // of all blocks to do, as the read plan has them
+  uint64_t outer_bytes = 0;       // embedding, head, norm: copied and read by rows
+  uint64_t output_bytes = 0;      // still to be written
+  uint64_t process_bytes = 0;     // resident before anything is planned
+
+  uint64_t ram_limit = 0, device_limit = 0, scratch_limit = 0, output_limit = 0;
+  std::string ram_limit_name = {}, device_limit_name = {}, scratch_limit_name = {},
+              output_limit_name = {};
+  bool is_ram_limit_given = false;  // by a budget: then hidden states fill what is left of it
+  bool same_disk = false;           // scratch and output lie on one file system
+  Rates rates = {};
+};
+
+/// The fastest settings that fit. Pure function. Throws BudgetError, with every item of what does
+/// not fit and what would, if not even the smallest do.
+RunPlan plan_run(const PlanInputs& inputs);
+
+}  // namespace coppice

@@ -1,0 +1,155 @@
+"""Budgets: refused before the first read, or kept; never a byte of difference."""
+
+import json
+import os
+import subprocess
+import sys
+import unittest
+
+from support import PROGRAM, SOURCE, ProgramTest, report, shards
+
+MIB = 1 << 20
+
+
+class Budgets(ProgramTest):
+    """Runs on a model of which a block's optimiser needs some 100 MiB."""
+
+    def setUp(self):
+        super().setUp()
+        self.model_dir = self.dir / "model"
+        subprocess.run(
+            [
+                sys.executable,
+                SOURCE / "scripts" / "make_synthetic.py",
+                self.model_dir,
+                *"--hidden 512 --ffn 2048 --heads 8 --blocks 2 --tokens 4096".split(),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        self.dataset = self.model_dir / "tokens.h5"
+
+    def arguments(self, output, **keys):
+        """Four windows of 64 tokens."""
+        keys = {"nsamples": 4, "seqlen": 64, "epochs": 1} | keys
+        return self.run_arguments(self.model_dir, self.dataset, output, **keys)
+
+    def peak_of(self, arguments):
+        """Exit code, peak RSS in bytes as the kernel counted it, stderr."""
+        with subprocess.Popen(
+            [PROGRAM, *map(str, arguments)],
+            cwd=self.dir,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            errors = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_maxrss * 1024, errors
+
+    def test_every_budget_is_refused_or_kept_and_changes_no_byte(self):
+        self.coppice(*self.arguments("plenty"))
+        expected = shards(self.dir / "plenty")
+        refused, kept = 0, 0
+        for mib in (100, 220, 260, 300, 340, 380, 460, 700):
+            output = f"out{mib}"
+            code, peak, errors = self.peak_of(
+                self.arguments(output, ram_budget=f"{mib}MiB")
+            )
+            if code == 5:
+                self.assertEqual(kept, 0, "a larger budget was refused")
+                self.assertIn("given by --ram-budget", errors)
+                self.assertFalse((self.dir / output).exists())
+                refused += 1
+                continue
+            self.assertEqual(code, 0, errors)
+            self.assertLessEqual(peak, mib * MIB, f"budget of {mib} MiB")
+            self.assertEqual(shards(self.dir / output), expected, f"{mib} MiB")
+            kept += 1
+        self.assertGreater(refused, 0)
+        self.assertGreater(kept, 2)
+
+    def test_memory_is_as_planned(self):
+        for number, keys in enumerate(({}, {"window": "block"}, {"window": "none"})):
+            output = f"out{number}"
+            self.coppice(*self.arguments(output, **keys))
+            ram = report(self.dir / output)["plan"]["ram"]
+            self.assertLess(abs(ram["ratio"] - 1), 0.15, f"{keys}: {ram}")
+
+    def test_a_refused_run_leaves_nothing_in_the_way(self):
+        refused = self.coppice(*self.arguments("out", ram_budget="64MiB"), expect=5)
+        self.assertIn("would fit into", refused.stderr)
+        self.coppice(*self.arguments("out"))
+
+    def test_disk_budget_too_small_is_refused(self):
+        self.coppice(*self.arguments("out", disk_budget="20MiB"))
+        done = self.coppice(*self.arguments("other", disk_budget="1MiB"), expect=5)
+        self.assertIn("disk for hidden states", done.stderr)
+        self.assertIn("--disk-budget", done.stderr)
+
+    def test_a_continued_run_may_have_another_budget(self):
+        self.coppice(*self.arguments("plenty"))
+        with subprocess.Popen(
+            [PROGRAM, *map(str, self.arguments("out", ram_budget="2GiB"))],
+            cwd=self.dir,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            process.stderr.readline()  # a block is done
+            process.kill()
+        self.coppice(*self.arguments("out", ram_budget="400MiB", resume=True))
+        self.assertEqual(shards(self.dir / "out"), shards(self.dir / "plenty"))
+
+
+class Plan(ProgramTest):
+    """`coppice plan`: headers in, numbers out, nothing left behind."""
+
+    def plan(self, *arguments, **kwargs):
+        """Its JSON."""
+        done = self.coppice("plan", *arguments, "--json", **kwargs)
+        return json.loads(done.stdout)
+
+    def test_takes_the_arguments_of_run_and_writes_nothing(self):
+        arguments = self.run_arguments(self.model(), self.tokens(512), "out")[1:]
+        before = sorted(self.dir.iterdir())
+        plan = self.plan(*arguments)
+        self.assertEqual(sorted(self.dir.iterdir()), before)
+        self.assertGreater(plan["ram"]["bytes"], 0)
+        self.assertIsNone(plan["seconds"])  # --probe false
+
+    def test_measures_the_machine(self):
+        plan = self.plan("--model", self.model(), "--nsamples", 8, "--seqlen", 32)
+        self.assertGreater(plan["seconds"], 0)
+        self.assertTrue(all(rate > 0 for rate in plan["rates"].values()), plan["rates"])
+        for stage in ("calibrate", "prune", "reconstruct"):
+            self.assertIn(stage, [s["name"] for s in plan["stages"]])
+
+    def test_reads_headers_only(self):
+        model = self.model()
+        for shard in model.glob("*.safetensors"):
+            data = shard.read_bytes()
+            header = 8 + int.from_bytes(data[:8], "little")
+            with open(shard, "r+b") as file:
+                file.truncate(header)
+                file.truncate(len(data))  # the weights are a hole now
+        self.plan("--model", model, "--nsamples", 8, "--seqlen", 32, "--probe", "false")
+
+    def test_run_makes_the_same_plan(self):
+        arguments = self.run_arguments(self.model(), self.tokens(512), "out")
+        planned = self.plan(*arguments[1:])
+        self.coppice(*arguments)
+        run = report(self.dir / "out")["plan"]["plan"]
+        for key in ("bytes_read", "bytes_written", "settings"):
+            self.assertEqual(run[key], planned[key])
+
+    def test_text_names_resources_and_bounds(self):
+        text = self.coppice(
+            "plan", "--model", self.model(), "--nsamples", 8, "--seqlen", 32
+        ).stdout
+        for words in ("RAM", "disk for the output", "bytes read", "bound by", "in all"):
+            self.assertIn(words, text)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,252 @@
+#include "pipeline/plan/run_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "pipeline/errors.h"
+#include "tests/support/tiny_llama.h"
+
+namespace coppice {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20, kPlenty = uint64_t{1} << 50;
+
+// A block of 0.2 GB: large enough for every choice to matter.
+Architecture large_llama() {
+  Architecture architecture = testing::tiny_llama();
+  architecture.dtype = "BF16";
+  architecture.hidden = 2048;
+  architecture.ffn = 8192;
+  for (LinearSpec& linear : architecture.linears) {
+    const bool down = linear.role == "down";
+    linear.in = down ? architecture.ffn : architecture.hidden;
+    linear.out = linear.role == "gate" || linear.role == "up" ? architecture.ffn : 2048;
+  }
+  for (NormSpec& norm : architecture.norms) norm.size = architecture.hidden;
+  return architecture;
+}
+
+class RunPlanTest : public ::testing::Test {
+ protected:
+  PlanInputs inputs() {
+    PlanInputs in{architecture_, recipe_};
+    in.windows = 64;
+    in.seqlen = 512;
+    in.blocks_to_do = 8;
+    in.slot_bytes = 135 * kMiB;
+    in.image_bytes = 135 * kMiB;
+    in.block_read_bytes = 8 * in.slot_bytes;
+    in.outer_bytes = 50 * kMiB;
+    in.output_bytes = 8 * in.image_bytes + in.outer_bytes;
+    in.process_bytes = 150 * kMiB;
+    in.ram_limit = in.scratch_limit = in.output_limit = kPlenty;
+    in.ram_limit_name = "--ram-budget";
+    in.scratch_limit_name = "free on /scratch";
+    in.output_limit_name = "free on /output";
+    return in;
+  }
+  static Rates rates() { return {1e11, 1e11, 5e10, 1e10, 5e7, 1e9, 2e9, 1.45, 2e9, 1e9}; }
+  static RunPlan with_ram(PlanInputs in, uint64_t bytes) {
+    in.ram_limit = bytes;
+    in.is_ram_limit_given = true;
+    return plan_run(in);
+  }
+  /// The least budget that is not refused, to a MiB.
+  static uint64_t smallest_budget(const PlanInputs& in) {
+    uint64_t low = 0, high = kPlenty;
+    while (high - low > kMiB) {
+      const uint64_t middle = low + (high - low) / 2;
+      try {
+        with_ram(in, middle);
+        high = middle;
+      } catch (const BudgetError&) {
+        low = middle;
+      }
+    }
+    return high;
+  }
+
+  Architecture architecture_ = large_llama();
+  Recipe recipe_;
+};
+
+std::string refusal(const PlanInputs& in) {
+  try {
+    plan_run(in);
+  } catch (const BudgetError& error) {
+    return error.what();
+  }
+  return "not refused";
+}
+
+TEST_F(RunPlanTest, EveryBudgetAboveTheSmallestIsKept) {
+  const uint64_t smallest = smallest_budget(inputs());
+  for (uint64_t budget = smallest; budget < 20 * smallest; budget += smallest / 16) {
+    const RunPlan plan = with_ram(inputs(), budget);
+    EXPECT_LE(plan.ram.bytes(), budget);
+  }
+}
+
+TEST_F(RunPlanTest, EveryBudgetBelowTheSmallestIsRefused) {
+  const uint64_t smallest = smallest_budget(inputs());
+  for (uint64_t budget = 0; budget + kMiB < smallest; budget += smallest / 16) {
+    EXPECT_THROW(with_ram(inputs(), budget), BudgetError);
+  }
+}
+
+TEST_F(RunPlanTest, TheSmallestBudgetTakesTheSmallestBuffers) {
+  recipe_.reconstruct.window = WindowKind::kNone;  // else the copies hide behind the optimiser's
+  const RunPlan plan = with_ram(inputs(), smallest_budget(inputs()));
+  RunSettings settings;
+  settings.slots = settings.outputs = settings.windows_ahead = settings.windows_behind = 1;
+  settings.convert = Calibrate::Convert::kOnUse;
+  EXPECT_EQ(plan.settings, settings);
+}
+
+TEST_F(RunPlanTest, MoreMemoryNeverTakesASettingBack) {
+  RunSettings before;
+  before.slots = before.outputs = before.windows_ahead = before.windows_behind = 0;
+  bool converted_ahead = false;
+  const uint64_t smallest = smallest_budget(inputs());
+  for (uint64_t budget = smallest; budget < 20 * smallest; budget += smallest / 8) {
+    const RunSettings now = with_ram(inputs(), budget).settings;
+    EXPECT_GE(now.slots, before.slots);
+    EXPECT_GE(now.targets_in_ram, before.targets_in_ram);
+    EXPECT_GE(now.inputs_in_ram, before.inputs_in_ram);
+    EXPECT_GE(now.convert == Calibrate::Convert::kAhead, converted_ahead);
+    converted_ahead = now.convert == Calibrate::Convert::kAhead;
+    before = now;
+  }
+  EXPECT_EQ(before.targets_in_ram, 64);
+  EXPECT_EQ(before.inputs_in_ram, 64);
+}
+
+TEST_F(RunPlanTest, HiddenStatesFillABudgetAndNothingElse) {
+  EXPECT_EQ(plan_run(inputs()).settings.targets_in_ram, 0);
+  EXPECT_EQ(with_ram(inputs(), kPlenty).settings.targets_in_ram, 64);
+}
+
+TEST_F(RunPlanTest, HiddenStatesStayInMemoryWhereTheDiskWouldBeWaitedFor) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  EXPECT_EQ(plan_run(in).settings.targets_in_ram, 0);
+  in.rates.read_bytes = in.rates.written_bytes = 1e6;
+  EXPECT_EQ(plan_run(in).settings.targets_in_ram, 64);
+}
+
+TEST_F(RunPlanTest, ASecondShardInMemoryIsForADiskSlowerThanTheForward) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  EXPECT_EQ(plan_run(in).settings.outputs, 1);
+  in.rates.written_bytes = 1e6;
+  EXPECT_EQ(plan_run(in).settings.outputs, 2);
+}
+
+TEST_F(RunPlanTest, NumberOfSlotsGivenIsNotChanged) {
+  recipe_.resources.prefetch_blocks = 5;
+  EXPECT_EQ(plan_run(inputs()).settings.slots, 5);
+}
+
+TEST_F(RunPlanTest, RefusalListsItemsAndWhatWouldFit) {
+  PlanInputs in = inputs();
+  in.ram_limit = 100 * kMiB;
+  EXPECT_THAT(refusal(in),
+              AllOf(HasSubstr("RAM: "), HasSubstr("100 MiB given by --ram-budget"),
+                    HasSubstr("work of the largest stage"), HasSubstr("blocks read ahead"),
+                    HasSubstr("It would fit into"), HasSubstr("with --window none into")));
+}
+
+TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
+  PlanInputs in = inputs();
+  in.recipe.reconstruct.window = WindowKind::kBlock;
+  const uint64_t block = smallest_budget(in);
+  in.recipe.reconstruct.window = WindowKind::kHalfBlock;
+  const uint64_t half = smallest_budget(in);
+  in.recipe.reconstruct.window = WindowKind::kNone;
+  const uint64_t none = smallest_budget(in);
+  EXPECT_LT(none, half);
+  EXPECT_LT(half, block);
+}
+
+TEST_F(RunPlanTest, FullDiskIsRefusedByName) {
+  PlanInputs in = inputs();
+  in.output_limit = kMiB;
+  EXPECT_THAT(refusal(in), AllOf(HasSubstr("disk for the output"), HasSubstr("free on /output")));
+  in = inputs();
+  in.scratch_limit = kMiB;
+  EXPECT_THAT(refusal(in),
+              AllOf(HasSubstr("disk for hidden states"), HasSubstr("free on /scratch")));
+}
+
+TEST_F(RunPlanTest, OneDiskServesBothOnlyIfItHoldsTheSum) {
+  PlanInputs in = inputs();
+  const uint64_t sum = plan_run(in).scratch.bytes() + in.output_bytes;
+  in.same_disk = true;
+  in.scratch_limit = in.output_limit = sum;
+  EXPECT_NO_THROW(plan_run(in));
+  in.scratch_limit = in.output_limit = sum - 1;
+  in.ram_limit = smallest_budget(inputs()) + kMiB;  // no room for them in memory either
+  EXPECT_THROW(plan_run(in), BudgetError);
+}
+
+TEST_F(RunPlanTest, TargetsThatTheDiskHasNoRoomForStayInMemory) {
+  PlanInputs in = inputs();
+  in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
+  EXPECT_EQ(plan_run(in).settings.targets_in_ram, in.windows);
+}
+
+TEST_F(RunPlanTest, MemoryDoesNotGrowWithBlocksOrWindows) {
+  PlanInputs in = inputs();
+  const uint64_t bytes = plan_run(in).ram.bytes();
+  in.blocks_to_do *= 10;
+  in.windows *= 10;
+  EXPECT_EQ(plan_run(in).ram.bytes(), bytes);
+}
+
+TEST_F(RunPlanTest, TimeIsTheLongerOfComputeAndDisk) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  const RunPlan fast = plan_run(in);
+  EXPECT_GT(fast.compute_seconds, fast.disk_seconds);
+  EXPECT_GE(fast.seconds, fast.compute_seconds);
+  EXPECT_LT(fast.seconds, fast.compute_seconds + fast.disk_seconds + 1);
+  in.rates.read_bytes /= 1e4;
+  const RunPlan slow = plan_run(in);
+  EXPECT_GT(slow.disk_seconds, slow.compute_seconds);
+  EXPECT_GE(slow.seconds, slow.disk_seconds);
+}
+
+TEST_F(RunPlanTest, TimeGrowsWithBlocksAndMachine) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  const double seconds = plan_run(in).compute_seconds;
+  in.blocks_to_do *= 2;
+  EXPECT_NEAR(plan_run(in).compute_seconds, 2 * seconds, 0.05 * seconds);
+  in.rates.mlp_product_flop *= 4;
+  in.rates.attention_product_flop *= 4;
+  EXPECT_LT(plan_run(in).compute_seconds, 1.5 * seconds);
+}
+
+TEST_F(RunPlanTest, WithoutRatesThereIsNoTime) {
+  EXPECT_EQ(plan_run(inputs()).seconds, 0);
+  EXPECT_GT(plan_run(inputs()).bytes_read, inputs().block_read_bytes);
+}
+
+TEST_F(RunPlanTest, OnADeviceTheBlocksLieInItsMemory) {
+  PlanInputs in = inputs();
+  const uint64_t host = plan_run(in).ram.bytes();
+  in.is_host = false;
+  in.device_limit = kPlenty;
+  in.device_limit_name = "--vram-budget";
+  const RunPlan plan = plan_run(in);
+  EXPECT_LT(plan.ram.bytes(), host + 600 * kMiB);  // staging buffers instead
+  EXPECT_GT(plan.device.bytes(), 2 * in.slot_bytes);
+  in.device_limit = in.slot_bytes;
+  EXPECT_THAT(refusal(in), AllOf(HasSubstr("device memory"), HasSubstr("--vram-budget")));
+}
+
+}  // namespace
+}  // namespace coppice
