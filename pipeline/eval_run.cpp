@@ -124,6 +124,8 @@ class EvalRun {
     work.forward = [this](GraphSpan& span) { forward(span); };
     uint64_t slot_bytes = pass_->spans().slot_bytes();
     if (reference_pass_) slot_bytes = std::max(slot_bytes, reference_pass_->spans().slot_bytes());
+    machine_.read_often(model_.checkpoint.files());
+    if (reference_) machine_.read_often(reference_->checkpoint.files());
     RunSettings settings;
     if (options_.resources.prefetch_blocks > 0) settings.slots = options_.resources.prefetch_blocks;
     BlockGraph graph(machine_.graph_options(options_.resources, settings, slot_bytes, 0),

@@ -42,12 +42,21 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunS
       device_->upload(slab, span.slot.data() + slot_offset);
     };
   }
+  // What reads land in: slabs where there are any, because then slots are the device's memory.
+  registrations_.push_back(engine_->register_long_lived(
+      {.memory = options.slabs.empty() ? options.slots : options.slabs, .files = {}}));
   if (output_bytes > 0) {
     for (int i = 0; i < settings.outputs; ++i) {
       options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
     }
   }
   return options;
+}
+
+void Machine::read_often(std::span<const std::unique_ptr<ReadFile>> files) {
+  LongLived shards;
+  for (const auto& file : files) shards.files.push_back(file.get());
+  registrations_.push_back(engine_->register_long_lived(shards));
 }
 
 }  // namespace coppice

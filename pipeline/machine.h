@@ -3,7 +3,9 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "configs/recipe.h"
 #include "pipeline/device/device.h"
@@ -31,11 +33,14 @@ class Machine {
   /// nothing is adapted. Memory is allocated here, once, and lives as long as the machine.
   GraphOptions graph_options(const ResourceOptions& resources, const RunSettings& settings,
                              uint64_t slot_bytes, uint64_t output_bytes);
+  /// Prepares the engine for many reads of these files, which outlive the machine.
+  void read_often(std::span<const std::unique_ptr<ReadFile>> files);
 
  private:
   RunMeters meters_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<IoEngine> engine_;
+  std::vector<Registration> registrations_;  // of slots, slabs and files; gone before the engine
   std::vector<AlignedBuffer> outputs_;
   SerialExecutor store_{"store"};
   SerialExecutor hdf5_{"hdf5"};  // HDF5 is called from nowhere else while a graph runs

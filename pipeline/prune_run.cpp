@@ -164,6 +164,7 @@ GraphResult PruneRun::stream() {
   work.forward = [this](GraphSpan& span) { forward(span); };
   work.adapt = [this](GraphSpan& span) { adapt(span); };
   work.store = [this](GraphSpan& span) { store(span); };
+  machine_.read_often(model_.checkpoint.files());
   BlockGraph graph(machine_.graph_options(options_.recipe.resources, plan_.settings,
                                           planner_.slot_bytes(), output_.largest_image_bytes()),
                    std::move(work), machine_.engine(), machine_.device().executor(),

@@ -17,6 +17,10 @@ class MeteredEngine final : public IoEngine {
 
   std::string_view name() const override { return engine_->name(); }
 
+  Registration register_long_lived(const LongLived& what) override {
+    return engine_->register_long_lived(what);
+  }
+
   void submit(ReadBatch batch, ReadCompletion done) override {
     for (const Read& read : batch.reads) meter_.add_bytes(read.into.size());
     begin();

@@ -2,7 +2,6 @@
 #include "storage/io/io_engine.h"
 
 #include <fmt/format.h>
-#include <liburing.h>
 
 #include <condition_variable>
 #include <cstring>
@@ -15,21 +14,24 @@
 
 namespace coppice {
 
+// An engine that reads into any memory alike has nothing to prepare.
+Registration IoEngine::register_long_lived(const LongLived&) { return {}; }
+
 std::unique_ptr<IoEngine> make_io_engine(const IoEngineOptions& options) {
-  return make_io_engine(options, io_uring_queue_init_params);
+  return make_io_engine(options, RingCalls{});
 }
 
-std::unique_ptr<IoEngine> make_io_engine(const IoEngineOptions& options, const RingSetup& setup) {
+std::unique_ptr<IoEngine> make_io_engine(const IoEngineOptions& options, const RingCalls& calls) {
   switch (options.engine) {
     case EngineChoice::kPread:
       return make_pread_engine(options);
     case EngineChoice::kUring:
-      return make_uring_engine(options, setup);
+      return make_uring_engine(options, calls);
     case EngineChoice::kAuto:
       break;
   }
   try {
-    return make_uring_engine(options, setup);
+    return make_uring_engine(options, calls);
   } catch (const IoError& refused) {
     // Containers forbid it (EPERM), old kernels lack it (ENOSYS), memory locks limit it (ENOMEM):
     // slower, the same bytes.

@@ -36,12 +36,31 @@ struct ReadBatch {
 /// Must not throw and must not block.
 using ReadCompletion = std::function<void(ReadBatch batch, std::exception_ptr failure)>;
 
+/// Memory and files that many reads will use: slots, slabs, the shards of a checkpoint.
+struct LongLived {
+  std::vector<std::span<std::byte>> memory;
+  std::vector<const ReadFile*> files;
+};
+
+/// What an engine has prepared once instead of at every read. Dropping `lease` undoes it; the
+/// memory and the files must live at least as long. The engine may go first.
+struct Registration {
+  uint64_t memory_bytes = 0;  // of the memory given; reads into the rest go the ordinary way
+  size_t files = 0;
+  std::shared_ptr<void> lease;
+};
+
 class IoEngine {
  public:
   virtual ~IoEngine() = default;  // reaps everything in flight first
   virtual std::string_view name() const = 0;
   /// Any thread; returns at once. Reads of earlier batches are started first.
   virtual void submit(ReadBatch batch, ReadCompletion done) = 0;
+  /// Makes reads cheaper that fall into `what`, where the engine can; the bytes are the same
+  /// either way. Registered memory is resident from now on. A refusal is no error: it is told to
+  /// `on_fallback`, once for memory and once for files. Any thread but the engine's own (a
+  /// completion's): this waits for that one.
+  virtual Registration register_long_lived(const LongLived& what);
 };
 
 enum class EngineChoice { kAuto, kUring, kPread };
@@ -52,7 +71,8 @@ struct IoEngineOptions {
                                  << 20;  // more does not help a drive, and delays a failure
   uint32_t queue_depth = 64;             // entries of the ring
   uint32_t pread_threads = 4;
-  /// Told, once each, which fallback was taken and why ("io_uring is refused (EPERM): …").
+  /// Told, once each, which fallback was taken and why ("io_uring is refused (EPERM): …"), on the
+  /// thread that makes the engine or registers with it.
   std::function<void(const std::string&)> on_fallback = {};
 };
 

@@ -4,13 +4,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <liburing.h>
+#include <linux/capability.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <iostream>
 #include <latch>
 #include <mutex>
 #include <sstream>
@@ -69,6 +75,13 @@ std::string message_of(IoEngine& engine, ReadBatch batch) {
   return "";
 }
 
+/// The kernel, but for the creation of rings.
+RingCalls ring_that(RingSetup setup) {
+  RingCalls calls;
+  calls.setup = std::move(setup);
+  return calls;
+}
+
 class IoEngineContract : public ::testing::TestWithParam<EngineChoice> {
  protected:
   IoEngineContract() : content_(pattern(kFileBytes)) { write_file(directory_ / "file", content_); }
@@ -95,8 +108,12 @@ class IoEngineContract : public ::testing::TestWithParam<EngineChoice> {
     return batch;
   }
 
+  static std::span<std::byte> memory_of(const ReadBatch& batch) {
+    return static_cast<const AlignedBuffer*>(batch.memory.get())->span();
+  }
+
   std::string_view arrived(const ReadBatch& batch) const {
-    return text_of(static_cast<const AlignedBuffer*>(batch.memory.get())->span().first(kFileBytes));
+    return text_of(memory_of(batch).first(kFileBytes));
   }
 
   TempDir directory_;
@@ -317,6 +334,70 @@ TEST_P(IoEngineContract, DestructionFailsWhatHasNotStarted) {
   EXPECT_THAT(last_words, AllOf(HasSubstr("shutting down"), HasSubstr("ECANCELED")));
 }
 
+TEST_P(IoEngineContract, RegisteredMemoryAndFilesGiveTheSameBytes) {
+  const ReadFile file(directory_ / "file");
+  const auto engine = make_engine();
+  const ReadBatch batch = whole_file(file, 64 << 10);
+  const Registration held =
+      engine->register_long_lived({.memory = {memory_of(batch)}, .files = {&file}});
+  read_now(*engine, batch);
+  EXPECT_TRUE(arrived(batch) == content_);
+}
+
+TEST_P(IoEngineContract, ReadsBesideAndAcrossRegisteredMemoryGiveTheSameBytes) {
+  const ReadFile file(directory_ / "file");
+  const auto engine = make_engine();
+  const ReadBatch batch = whole_file(file, 64 << 10);
+  // Begins and ends inside a read.
+  const Registration held = engine->register_long_lived(
+      {.memory = {memory_of(batch).subspan(100 << 10, 1'000'000)}, .files = {}});
+  read_now(*engine, batch);
+  EXPECT_TRUE(arrived(batch) == content_);
+}
+
+TEST_P(IoEngineContract, ATmpfsGivesTheSameBytesIntoRegisteredMemory) {
+  if (!std::filesystem::is_directory("/dev/shm")) GTEST_SKIP() << "no /dev/shm here";
+  const std::filesystem::path path = "/dev/shm/coppice_fixed_test." + std::to_string(getpid());
+  write_file(path, content_);
+  const ReadFile file(path);
+  std::filesystem::remove(path);
+  const auto engine = make_engine();
+  const ReadBatch batch = whole_file(file, 99'991);  // buffered: any offset
+  const Registration held =
+      engine->register_long_lived({.memory = {memory_of(batch)}, .files = {&file}});
+  read_now(*engine, batch);
+  EXPECT_TRUE(arrived(batch) == content_);
+}
+
+TEST_P(IoEngineContract, RegisteringBesideReadsInFlightDisturbsNone) {
+  const ReadFile file(directory_ / "file");
+  const auto engine = make_engine();
+  constexpr int kBatches = 30;
+  std::latch completed(kBatches);
+  std::atomic<int> num_equal = 0;
+  for (int i = 0; i < kBatches; ++i) {
+    const ReadBatch batch = whole_file(file, 64 << 10);
+    // Goes at the end of the turn, while the reads are under way.
+    const Registration held =
+        engine->register_long_lived({.memory = {memory_of(batch)}, .files = {&file}});
+    engine->submit(batch, [&](ReadBatch finished, std::exception_ptr) {
+      num_equal += arrived(finished) == content_ ? 1 : 0;
+      completed.count_down();
+    });
+  }
+  completed.wait();
+  EXPECT_EQ(num_equal, kBatches);
+}
+
+TEST_P(IoEngineContract, ARegistrationMayOutliveTheEngine) {
+  const ReadFile file(directory_ / "file");
+  const AlignedBuffer memory(1 << 20);
+  auto engine = make_engine();
+  const Registration held =
+      engine->register_long_lived({.memory = {memory.span()}, .files = {&file}});
+  engine.reset();
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, IoEngineContract, ::testing::ValuesIn(available_engines()),
                          [](const auto& engine) {
                            return engine.param == EngineChoice::kUring ? "Uring" : "Pread";
@@ -335,7 +416,7 @@ TEST(IoEngine, ARefusedRingFallsBackToPreadAndSaysSoOnce) {
     std::vector<std::string> messages;
     const auto engine = make_io_engine(
         {.on_fallback = [&](const std::string& message) { messages.push_back(message); }},
-        [&](unsigned, io_uring*, io_uring_params*) { return -refusal; });
+        ring_that([&](unsigned, io_uring*, io_uring_params*) { return -refusal; }));
     EXPECT_EQ(engine->name(), "pread");
     EXPECT_THAT(messages, ElementsAre(AllOf(HasSubstr("io_uring is refused"),
                                             HasSubstr(strerrorname_np(refusal)))));
@@ -345,27 +426,31 @@ TEST(IoEngine, ARefusedRingFallsBackToPreadAndSaysSoOnce) {
 TEST(IoEngine, AForcedRingThatIsRefusedIsAnIoError) {
   try {
     make_io_engine({.engine = EngineChoice::kUring},
-                   [](unsigned, io_uring*, io_uring_params*) { return -EPERM; });
+                   ring_that([](unsigned, io_uring*, io_uring_params*) { return -EPERM; }));
     FAIL() << "a refused ring made an engine";
   } catch (const IoError& refused) {
     EXPECT_EQ(refused.error_number(), EPERM);
   }
 }
 
-TEST(IoEngine, OlderKernelsGetFewerFlags) {
+TEST(IoEngine, OlderKernelsGetFewerFlagsAndItIsSaid) {
   constexpr unsigned kDeferTaskrun = 1U << 13;
   constexpr unsigned kSingleIssuer = 1U << 12;
   const TempDir directory;
   write_file(directory / "file", "small");
   const ReadFile file(directory / "file", ReadFile::Direct::kNever);
   std::vector<unsigned> tried;
-  const RingSetup old_kernel = [&](unsigned entries, io_uring* ring, io_uring_params* params) {
-    tried.push_back(params->flags & (kDeferTaskrun | kSingleIssuer));
-    if (tried.back() != 0) return -EINVAL;
-    return io_uring_queue_init_params(entries, ring, params);
-  };
+  std::vector<std::string> messages;
+  const RingCalls old_kernel =
+      ring_that([&](unsigned entries, io_uring* ring, io_uring_params* params) {
+        tried.push_back(params->flags & (kDeferTaskrun | kSingleIssuer));
+        if (tried.back() != 0) return -EINVAL;
+        return io_uring_queue_init_params(entries, ring, params);
+      });
   try {
-    const auto engine = make_uring_engine({}, old_kernel);
+    const auto engine = make_uring_engine(
+        {.on_fallback = [&](const std::string& message) { messages.push_back(message); }},
+        old_kernel);
     const ReadBatch batch = batch_of(file, 0, 5, 5);
     read_now(*engine, batch);
     EXPECT_EQ(text_of(batch.reads[0].into), "small");
@@ -374,6 +459,155 @@ TEST(IoEngine, OlderKernelsGetFewerFlags) {
     throw;
   }
   EXPECT_THAT(tried, ElementsAre(kDeferTaskrun | kSingleIssuer, kSingleIssuer, 0u));
+  EXPECT_THAT(messages, ElementsAre(HasSubstr("without deferred task work (EINVAL")));
+}
+
+/// A ring to which some things cannot be told, and what was said about it.
+struct RefusingRing {
+  RefusingRing(std::vector<unsigned> opcodes, int refusal) {
+    calls.tell = [=](unsigned ring_fd, unsigned opcode, const void* argument, unsigned count) {
+      if (std::ranges::count(opcodes, opcode) != 0) return -refusal;
+      return io_uring_register(ring_fd, opcode, argument, count);
+    };
+  }
+  std::unique_ptr<IoEngine> make_engine() {
+    return make_uring_engine(
+        {.on_fallback = [this](const std::string& message) { messages.push_back(message); }},
+        calls);
+  }
+  RingCalls calls;
+  std::vector<std::string> messages;
+};
+
+/// Tests of what only a ring can do.
+class UringRegistration : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (available_engines().size() < 2) GTEST_SKIP() << "no ring is granted here";
+    write_file(directory_ / "file", content_);
+  }
+  /// Whether the kernel lets us register at all; else the tests of its effect say nothing.
+  static bool takes(IoEngine& engine, const ReadFile& file) {
+    const AlignedBuffer memory(4096);
+    const Registration held =
+        engine.register_long_lived({.memory = {memory.span()}, .files = {&file}});
+    return held.memory_bytes == 4096 && held.files == 1;
+  }
+  TempDir directory_;
+  const std::string content_ = pattern(64 << 10);
+};
+
+// A read into a registered buffer goes to the pages that were there when it was registered: with
+// other pages mapped since, nothing arrives. (So a registration must not outlive its memory.)
+TEST_F(UringRegistration, RegisteredMemoryIsReadIntoByItsPages) {
+  const ReadFile file(directory_ / "file");
+  const auto engine = make_uring_engine({});
+  if (!takes(*engine, file)) GTEST_SKIP() << "this kernel registers nothing";
+  const AlignedBuffer memory(content_.size());
+  const auto read_whole = [&] {
+    read_now(*engine, {.memory = nullptr,
+                       .reads = {{.file = &file,
+                                  .offset = 0,
+                                  .into = memory.span(),
+                                  .required_bytes = content_.size()}}});
+  };
+  Registration held = engine->register_long_lived({.memory = {memory.span()}, .files = {}});
+  ASSERT_EQ(held.memory_bytes, memory.bytes());
+  ASSERT_EQ(mmap(memory.data(), memory.bytes(), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+            memory.data());
+  read_whole();
+  EXPECT_TRUE(std::ranges::all_of(memory.span(), [](std::byte b) { return b == std::byte{0}; }));
+  held = {};
+  read_whole();
+  EXPECT_TRUE(text_of(memory.span()) == content_);
+}
+
+// In the same way a registered file is the one that was open then, whatever its number means since.
+TEST_F(UringRegistration, RegisteredFilesAreReadWithoutTheirNumber) {
+  write_file(directory_ / "other", std::string(content_.size(), 'o'));
+  const ReadFile file(directory_ / "file", ReadFile::Direct::kNever);
+  const ReadFile other(directory_ / "other", ReadFile::Direct::kNever);
+  const auto engine = make_uring_engine({});
+  if (!takes(*engine, file)) GTEST_SKIP() << "this kernel registers nothing";
+  const auto first_byte = [&] {
+    const ReadBatch batch = batch_of(file, 0, 4096, 4096);
+    read_now(*engine, batch);
+    return static_cast<char>(batch.reads[0].into[0]);
+  };
+  Registration held = engine->register_long_lived({.memory = {}, .files = {&file}});
+  ASSERT_EQ(held.files, 1u);
+  ASSERT_EQ(dup2(other.fd(), file.fd()), file.fd());
+  EXPECT_EQ(first_byte(), content_[0]);
+  held = {};
+  EXPECT_EQ(first_byte(), 'o');
+}
+
+TEST_F(UringRegistration, ARefusalIsSaidOnceAndTheBytesAreTheSame) {
+  const ReadFile file(directory_ / "file");
+  for (const int refusal : {ENOMEM, EOPNOTSUPP, EINVAL}) {
+    for (const unsigned opcode : {IORING_REGISTER_BUFFERS2, IORING_REGISTER_BUFFERS_UPDATE}) {
+      RefusingRing ring({opcode}, refusal);
+      const auto engine = ring.make_engine();
+      const ReadBatch batch = batch_of(file, 0, content_.size(), content_.size());
+      const LongLived wanted{.memory = {batch.reads[0].into}, .files = {&file}};
+      const Registration first = engine->register_long_lived(wanted);
+      const Registration second = engine->register_long_lived(wanted);
+      EXPECT_EQ(first.memory_bytes, 0u);
+      EXPECT_EQ(first.files, 1u) << "the other kind is not given up";
+      read_now(*engine, batch);
+      EXPECT_TRUE(text_of(batch.reads[0].into) == content_);
+      EXPECT_THAT(ring.messages, ElementsAre(AllOf(HasSubstr("does not take memory"),
+                                                   HasSubstr(strerrorname_np(refusal)))));
+    }
+  }
+}
+
+TEST_F(UringRegistration, RefusedFilesAreSaidOnceAndTheBytesAreTheSame) {
+  const ReadFile file(directory_ / "file");
+  for (const unsigned opcode : {IORING_REGISTER_FILES2, IORING_REGISTER_FILES_UPDATE2}) {
+    RefusingRing ring({opcode}, EMFILE);
+    const auto engine = ring.make_engine();
+    const ReadBatch batch = batch_of(file, 0, content_.size(), content_.size());
+    const LongLived wanted{.memory = {batch.reads[0].into}, .files = {&file}};
+    const Registration first = engine->register_long_lived(wanted);
+    const Registration second = engine->register_long_lived(wanted);
+    EXPECT_EQ(first.memory_bytes, content_.size());
+    EXPECT_EQ(first.files, 0u);
+    read_now(*engine, batch);
+    EXPECT_TRUE(text_of(batch.reads[0].into) == content_);
+    EXPECT_THAT(ring.messages,
+                ElementsAre(AllOf(HasSubstr("does not take files"), HasSubstr("EMFILE"))));
+  }
+}
+
+/// The limits of an ordinary user: capabilities gone, a few pages of locked memory.
+void lock_no_memory() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  std::array<__user_cap_data_struct, 2> none{};
+  const rlimit limit{16 << 10, 16 << 10};
+  if (syscall(SYS_capset, &header, none.data()) != 0 || setrlimit(RLIMIT_MEMLOCK, &limit) != 0) {
+    _exit(2);
+  }
+}
+
+// The kernel's own refusal, in a process of its own because limits cannot be raised again.
+TEST_F(UringRegistration, TheMemoryLimitOfAnOrdinaryUserCostsNoBytes) {
+  const ReadFile file(directory_ / "file");
+  EXPECT_EXIT(
+      {
+        lock_no_memory();
+        std::vector<std::string> messages;
+        const auto engine = make_io_engine(
+            {.on_fallback = [&](const std::string& message) { messages.push_back(message); }});
+        const ReadBatch batch = batch_of(file, 0, content_.size(), content_.size());
+        const Registration held =
+            engine->register_long_lived({.memory = {batch.reads[0].into}, .files = {&file}});
+        read_now(*engine, batch);
+        for (const std::string& message : messages) std::cerr << message << '\n';
+        _exit(held.memory_bytes == 0 && text_of(batch.reads[0].into) == content_ ? 0 : 1);
+      },
+      ::testing::ExitedWithCode(0), "ENOMEM");
 }
 
 }  // namespace
