@@ -11,6 +11,7 @@
 
 #include "storage/cache/hdf5_handle.h"  // HDF5 calls checked, identifiers closed
 #include "storage/errors.h"
+#include "storage/io/content_hash.h"
 
 namespace coppice {
 namespace {
@@ -33,12 +34,26 @@ struct IndexRow {
 };
 static_assert(sizeof(IndexRow) == 32);
 
+std::string description_of(const ActivationShape& shape) {
+  return fmt::format("{} {} {} {} {}", kVersion, shape.dtype, shape.windows, shape.seqlen,
+                     shape.hidden);
+}
+
 /// Covers all the reader believes: the description as text seeds the hash of the rows.
 uint64_t index_checksum(const ActivationShape& shape, std::span<const IndexRow> rows) {
-  const std::string description = fmt::format("{} {} {} {} {}", kVersion, shape.dtype,
-                                              shape.windows, shape.seqlen, shape.hidden);
+  const std::string description = description_of(shape);
   const uint64_t seed = XXH3_64bits(description.data(), description.size());
   return XXH3_64bits_withSeed(rows.data(), rows.size_bytes(), seed);
+}
+
+/// The rows hold a checksum of every chunk, so hashing them with the description covers the file.
+FileRecord record_of(const std::filesystem::path& path, uint64_t file_bytes,
+                     const ActivationShape& shape, std::span<const IndexRow> rows) {
+  ContentHash hash;
+  const std::string description = description_of(shape);
+  hash.add(std::as_bytes(std::span(description)));
+  hash.add(std::as_bytes(rows));
+  return {path.filename().string(), file_bytes, hash.hex()};
 }
 
 Hdf5Handle make_element_type(const Hdf5Calls& hdf5, const std::string& dtype) {
@@ -183,6 +198,7 @@ void ActivationCacheWriter::write(int64_t window, const EncodedChunk& chunk) {
       fmt::format("address of window {}", window));
   row = {offset, stored, chunk.xxh3, chunk.compressed ? 1U : 0U, 0};
   state.stored_bytes += stored;
+  state.file.wrote(offset, stored);
 }
 
 FileRecord ActivationCacheWriter::finish() {
@@ -209,7 +225,8 @@ FileRecord ActivationCacheWriter::finish() {
   const uint64_t checksum = index_checksum(state.shape, state.rows);
   hdf5.write_attribute(state.file.id(), "index_xxh3", H5T_STD_U64LE, {}, &checksum);
   hdf5.check(state.hidden.close(), "dataset /hidden");
-  return state.file.publish();
+  const uint64_t file_bytes = state.file.publish();
+  return record_of(state.file.path(), file_bytes, state.shape, state.rows);
 }
 
 namespace {
@@ -280,8 +297,10 @@ ActivationCacheReader::ActivationCacheReader(std::filesystem::path path)
       hdf5.own(H5Dopen2(file.get(), "/hidden", H5P_DEFAULT), H5Dclose, "dataset /hidden");
   shape_ = read_shape(hdf5, file.get(), hidden.get());
 
-  chunks_.reserve(static_cast<size_t>(shape_.windows));
-  for (const IndexRow& row : read_index(hdf5, file.get(), shape_, file_->bytes())) {
+  const std::vector<IndexRow> rows = read_index(hdf5, file.get(), shape_, file_->bytes());
+  record_ = record_of(path_, file_->bytes(), shape_, rows);
+  chunks_.reserve(rows.size());
+  for (const IndexRow& row : rows) {
     if (row.stored_bytes > file_->bytes() || row.offset > file_->bytes() - row.stored_bytes) {
       throw CorruptionError(path_.string(), row.offset,
                             fmt::format("{} bytes of window {}", row.stored_bytes, chunks_.size()),

@@ -36,7 +36,8 @@ class ActivationCacheWriter {
   ActivationCacheWriter(std::filesystem::path path, const ActivationShape& shape);
   ~ActivationCacheWriter();  // removes an unfinished file
   void write(int64_t window, const EncodedChunk& chunk);
-  /// Writes the index, closes, syncs, renames. Throws std::logic_error if a window is missing.
+  /// Writes the index, closes, syncs, renames. The record's hash is over description and index,
+  /// not over the file. Throws std::logic_error if a window is missing.
   FileRecord finish();
   uint64_t stored_bytes() const;
 
@@ -63,6 +64,8 @@ class ActivationCacheReader {
   explicit ActivationCacheReader(std::filesystem::path path);
   const ActivationShape& shape() const { return shape_; }
   const ReadFile& file() const { return *file_; }
+  /// What finish() returned for this content.
+  const FileRecord& record() const { return record_; }
   const ChunkLocation& chunk(int64_t window) const { return chunks_.at(window); }
   /// Checks and decodes the stored bytes of a window. Throws CorruptionError with file and offset.
   void decode(int64_t window, std::span<const std::byte> stored,
@@ -72,6 +75,7 @@ class ActivationCacheReader {
   std::filesystem::path path_;
   ActivationShape shape_;
   std::unique_ptr<ReadFile> file_;
+  FileRecord record_;
   std::vector<ChunkLocation> chunks_;
 };
 

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "storage/errors.h"
+#include "storage/io/file.h"  // UniqueFd, publish_file
 
 namespace coppice {
 namespace {
@@ -175,29 +176,40 @@ Hdf5Handle create_file(const Hdf5Calls& hdf5) {
 Hdf5StagedFile::Hdf5StagedFile(std::filesystem::path path)
     : path_(std::move(path)),
       calls_(with_tmp_suffix(path_), Hdf5Access::kWrite),
-      file_(create_file(calls_)) {}
+      file_(create_file(calls_)),
+      write_behind_(calls_.path()) {}
 
 Hdf5StagedFile::~Hdf5StagedFile() {
   if (!published_) abandon();
 }
 
-FileRecord Hdf5StagedFile::publish() {
+int* Hdf5StagedFile::descriptor() const noexcept {
+  void* descriptor = nullptr;
+  const bool known =
+      file_.get() >= 0 && H5Fget_vfd_handle(file_.get(), H5P_DEFAULT, &descriptor) >= 0;
+  return known ? static_cast<int*>(descriptor) : nullptr;
+}
+
+void Hdf5StagedFile::wrote(uint64_t offset, uint64_t bytes) {
+  if (const int* fd = descriptor()) write_behind_.wrote(*fd, offset, bytes);
+}
+
+uint64_t Hdf5StagedFile::publish() {
   // The flush is what may find the disk full: while it fails, the file can still be abandoned.
   calls_.check(H5Fflush(file_.get(), H5F_SCOPE_LOCAL), "HDF5 file");
   calls_.check(file_.close(), "HDF5 file");
-  FileRecord record = publish_file(calls_.path(), path_);
+  const uint64_t bytes = publish_file(calls_.path(), path_);
   published_ = true;
-  return record;
+  return bytes;
 }
 
 // Closing writes. If the disk refuses, HDF5 1.10 frees the file but keeps its identifier, and
 // crashes when it meets it again. So the last writes go to memory: HDF5's descriptor is made to
 // mean an empty memory file, sparse like the writes themselves.
 void Hdf5StagedFile::abandon() noexcept {
-  void* descriptor = nullptr;
-  if (file_.get() >= 0 && H5Fget_vfd_handle(file_.get(), H5P_DEFAULT, &descriptor) >= 0) {
+  if (const int* fd = descriptor()) {
     const UniqueFd memory(memfd_create("abandoned", MFD_CLOEXEC));
-    if (memory.get() >= 0) dup3(memory.get(), *static_cast<int*>(descriptor), O_CLOEXEC);
+    if (memory.get() >= 0) dup3(memory.get(), *fd, O_CLOEXEC);
   }
   file_.close();
   std::error_code ignored;

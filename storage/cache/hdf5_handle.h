@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "storage/io/file.h"  // FileRecord
+#include "storage/io/write_behind.h"
 
 namespace coppice {
 
@@ -88,16 +88,23 @@ class Hdf5StagedFile {
   const Hdf5Calls& calls() const { return calls_; }
   const std::filesystem::path& path() const { return path_; }
 
-  /// Flush → close → fdatasync → rename → directory sync. Once.
-  FileRecord publish();
+  /// Tells of raw data that HDF5 has written and will not touch again, so that it goes to the disk
+  /// now and not at the end.
+  void wrote(uint64_t offset, uint64_t bytes);
+
+  /// Flush → close → fdatasync → rename → directory sync. Once. Returns the size of the file.
+  uint64_t publish();
   bool is_published() const { return published_; }
 
  private:
+  /// HDF5's own descriptor, where it can be had.
+  int* descriptor() const noexcept;
   void abandon() noexcept;
 
   std::filesystem::path path_;
   Hdf5Calls calls_;  // about the tmp file
   Hdf5Handle file_;
+  WriteBehind write_behind_;
   bool published_ = false;
 };
 

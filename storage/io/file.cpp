@@ -2,25 +2,22 @@
 #include "storage/io/file.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
-#include <linux/magic.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
+#include <future>
 #include <utility>
 #include <vector>
 
 #include "storage/errors.h"
 #include "storage/io/content_hash.h"  // XXH3-128, SHA-256
+#include "storage/io/direct_io.h"
+#include "storage/io/file_writer.h"
 
 namespace coppice {
 namespace {
 
-constexpr uint32_t kAssumedAlignment = 4096;  // no device of today asks for more
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
 template <class Call>
@@ -36,41 +33,11 @@ UniqueFd open_file(const std::filesystem::path& path, int flags, const char* wha
   return UniqueFd(fd);
 }
 
-bool file_system_ignores_direct(int fd) {
-  // A tmpfs accepts O_DIRECT since 6.6 and copies all the same: only the alignment would be left.
-  struct statfs file_system {};
-  return fstatfs(fd, &file_system) == 0 && file_system.f_type == TMPFS_MAGIC;
-}
-
-/// Alignment of direct reads, 0 where they are impossible.
-uint32_t direct_alignment(int fd) {
-  if (file_system_ignores_direct(fd)) return 0;
-#ifdef STATX_DIOALIGN
-  struct statx facts {};
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &facts) == 0 &&
-      (facts.stx_mask & STATX_DIOALIGN) != 0) {
-    if (facts.stx_dio_offset_align == 0) return 0;
-    return std::max(facts.stx_dio_mem_align, facts.stx_dio_offset_align);
-  }
-#endif
-  return kAssumedAlignment;
-}
-
-/// "No space" is the one write error a person can mend at once, so it says how.
-[[noreturn]] void throw_write_error(const char* what_was_tried, const std::filesystem::path& path,
-                                    int error_number, uint64_t offset, uint64_t bytes) {
-  if (error_number != ENOSPC && error_number != EDQUOT) {
-    throw IoError(what_was_tried, path.string(), error_number, offset, bytes);
-  }
-  struct statvfs space {};
-  const bool known =
-      statvfs(path.parent_path().empty() ? "." : path.parent_path().c_str(), &space) == 0;
-  throw IoError(
-      fmt::format("no space left while {}: {} bytes needed, {} free; free some space or choose "
-                  "another --output-dir",
-                  what_was_tried, bytes,
-                  known ? fmt::to_string(uint64_t{space.f_bavail} * space.f_frsize) : "unknown"),
-      path.string(), error_number, offset, bytes);
+uint64_t size_of(int fd, const std::filesystem::path& path) {
+  struct stat facts {};
+  if (fstat(fd, &facts) != 0) throw IoError("asking for the size", path.string(), errno);
+  if (S_ISDIR(facts.st_mode)) throw IoError("opening for reading", path.string(), EISDIR);
+  return static_cast<uint64_t>(facts.st_size);
 }
 
 void reserve(int fd, const std::filesystem::path& path, uint64_t bytes) {
@@ -128,13 +95,9 @@ ReadFile::ReadFile(std::filesystem::path path, Direct direct) : path_(std::move(
   // Opened buffered, then switched: a file system without O_DIRECT refuses the switch, not the
   // file.
   fd_ = open_file(path_, O_RDONLY, "opening for reading");
-  struct stat facts {};
-  if (fstat(fd_.get(), &facts) != 0) throw IoError("asking for the size", path_.string(), errno);
-  if (S_ISDIR(facts.st_mode)) throw IoError("opening for reading", path_.string(), EISDIR);
-  bytes_ = static_cast<uint64_t>(facts.st_size);
+  bytes_ = size_of(fd_.get(), path_);
   if (direct == Direct::kNever) return;
-  const uint32_t alignment = direct_alignment(fd_.get());
-  if (alignment > 1 && fcntl(fd_.get(), F_SETFL, O_DIRECT) == 0) alignment_ = alignment;
+  alignment_ = make_direct(fd_.get());
 }
 
 StagedFile::StagedFile(std::filesystem::path path, uint64_t expected_bytes)
@@ -144,6 +107,7 @@ StagedFile::StagedFile(std::filesystem::path path, uint64_t expected_bytes)
       reserved_(expected_bytes) {
   try {
     hash_ = std::make_unique<ContentHash>();
+    writer_ = std::make_unique<FileWriter>(fd_.get(), tmp_path_, expected_bytes);
     reserve(fd_.get(), tmp_path_, expected_bytes);
   } catch (...) {  // no destructor runs for an object that was never made
     unlink(tmp_path_.c_str());
@@ -156,39 +120,38 @@ StagedFile::~StagedFile() {
 }
 
 void StagedFile::append(std::span<const std::byte> bytes) {
-  std::span<const std::byte> rest = bytes;
-  while (!rest.empty()) {
-    const ssize_t taken =
-        retry_interrupted([&] { return write(fd_.get(), rest.data(), rest.size()); });
-    if (taken <= 0) {
-      throw_write_error("writing", tmp_path_, taken < 0 ? errno : EIO, written_, rest.size());
-    }
-    hash_->add(rest.first(static_cast<size_t>(taken)));
-    rest = rest.subspan(static_cast<size_t>(taken));
-    written_ += static_cast<uint64_t>(taken);
-  }
+  // Hashing a shard takes a tenth of the time that writing it does: beside, not before.
+  const auto hash = [&] { hash_->add(bytes); };
+  const auto when = bytes.size() < kPieceBytes ? std::launch::deferred
+                                               : std::launch::async | std::launch::deferred;
+  std::future<void> hashed = std::async(when, hash);
+  writer_->append(bytes);
+  hashed.get();
 }
 
 FileRecord StagedFile::publish() {
-  if (written_ < reserved_ &&
-      retry_interrupted([&] { return ftruncate(fd_.get(), static_cast<off_t>(written_)); }) != 0) {
-    throw IoError("giving reserved space back", tmp_path_.string(), errno, written_,
-                  reserved_ - written_);
+  writer_->flush();
+  const uint64_t written = writer_->bytes();
+  if (written < reserved_ &&
+      retry_interrupted([&] { return ftruncate(fd_.get(), static_cast<off_t>(written)); }) != 0) {
+    throw IoError("giving reserved space back", tmp_path_.string(), errno, written,
+                  reserved_ - written);
   }
-  sync_data(fd_.get(), tmp_path_, written_);
+  sync_data(fd_.get(), tmp_path_, written);
   // What is durable is seldom read again soon; the page cache has better uses.
   posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED);
   fd_ = UniqueFd();
   rename_durably(tmp_path_, path_);
   published_ = true;
-  return {path_.filename().string(), written_, hash_->hex()};
+  return {path_.filename().string(), written, hash_->hex()};
 }
 
-FileRecord publish_file(const std::filesystem::path& tmp_path, const std::filesystem::path& path) {
-  const FileRecord content = hash_file(tmp_path);
-  sync_data(open_file(tmp_path, O_RDONLY, "opening for syncing").get(), tmp_path, content.bytes);
+uint64_t publish_file(const std::filesystem::path& tmp_path, const std::filesystem::path& path) {
+  const UniqueFd fd = open_file(tmp_path, O_RDONLY, "opening for syncing");
+  const uint64_t bytes = size_of(fd.get(), tmp_path);
+  sync_data(fd.get(), tmp_path, bytes);
   rename_durably(tmp_path, path);
-  return {path.filename().string(), content.bytes, content.xxh3_128};
+  return bytes;
 }
 
 FileRecord write_file(const std::filesystem::path& path, std::string_view text) {

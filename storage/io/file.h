@@ -13,6 +13,7 @@
 namespace coppice {
 
 class ContentHash;
+class FileWriter;
 
 /// Owns a file descriptor.
 class UniqueFd {
@@ -53,14 +54,16 @@ class ReadFile {
 struct FileRecord {
   std::string name;  // relative to the directory it lies in
   uint64_t bytes = 0;
-  std::string xxh3_128;  // 32 hex digits over the whole file
+  /// 32 hex digits over the whole file; of an activation cache over its index, which has a checksum
+  /// of every chunk: a file that another library wrote is not read again only to be hashed.
+  std::string xxh3_128;
 
   bool operator==(const FileRecord&) const = default;
 };
 
-/// Writes `<path>.tmp` in order and renames it when complete. A destroyed, unpublished file leaves
-/// nothing behind. One thread. Throws IoError; an error of a sync must end the process, it is never
-/// retried (Linux marks the pages clean).
+/// Writes `<path>.tmp` in order and renames it when complete; large files bypass the page cache
+/// (FileWriter). A destroyed, unpublished file leaves nothing behind. One thread. Throws IoError;
+/// an error of a sync must end the process, it is never retried (Linux marks the pages clean).
 class StagedFile {
  public:
   /// `expected_bytes` are reserved at once (fallocate), so that a full disk is found before the
@@ -79,14 +82,14 @@ class StagedFile {
   std::filesystem::path tmp_path_;
   UniqueFd fd_;
   uint64_t reserved_ = 0;
-  uint64_t written_ = 0;
   bool published_ = false;
   std::unique_ptr<ContentHash> hash_;  // over what was appended
+  std::unique_ptr<FileWriter> writer_;
 };
 
 /// Publishes the file that another library wrote at `tmp_path`: fdatasync → rename → directory
-/// sync.
-FileRecord publish_file(const std::filesystem::path& tmp_path, const std::filesystem::path& path);
+/// sync. Returns its size.
+uint64_t publish_file(const std::filesystem::path& tmp_path, const std::filesystem::path& path);
 
 /// Writes a small file durably through StagedFile.
 FileRecord write_file(const std::filesystem::path& path, std::string_view text);

@@ -107,7 +107,7 @@ TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {
     write_all(*cache);
     cache->wait_durable(kBoundary);
     ASSERT_EQ(durable_.count(kBoundary), 1u);
-    EXPECT_EQ(durable_.at(kBoundary), hash_file(cache->path_of(kBoundary)));
+    EXPECT_EQ(durable_.at(kBoundary), ActivationCacheReader(cache->path_of(kBoundary)).record());
   }
   const auto cache = boundaries();
   const int window = 5;

@@ -179,8 +179,26 @@ TEST(ActivationCache, ChunksBeginWhereDirectReadsMay) {
 TEST(ActivationCache, TheRecordDescribesTheFinishedFile) {
   const testing::TempDir dir;
   const FileRecord record = write_cache(dir / "x.h5", kShape);
-  EXPECT_EQ(record, hash_file(dir / "x.h5"));
   EXPECT_EQ(record.name, "x.h5");
+  EXPECT_EQ(record.bytes, std::filesystem::file_size(dir / "x.h5"));
+  EXPECT_EQ(record, ActivationCacheReader(dir / "x.h5").record());
+}
+
+TEST(ActivationCache, TheRecordsHashChangesWithOneElementAndWithTheShape) {
+  const testing::TempDir dir;
+  const ActivationShape shape{1, 4, 8, "BF16"};
+  const auto hash_of = [&](const ActivationShape& described, std::byte last) {
+    std::vector<std::byte> elements(64);
+    elements[63] = last;
+    ActivationCacheWriter writer(dir / "x.h5", described);
+    writer.write(0, encode_chunk(elements, 2));
+    return writer.finish().xxh3_128;
+  };
+  const std::string hash = hash_of(shape, std::byte{0});
+  EXPECT_EQ(hash.size(), 32u);
+  EXPECT_EQ(hash, hash_of(shape, std::byte{0}));
+  EXPECT_NE(hash, hash_of(shape, std::byte{1}));
+  EXPECT_NE(hash, hash_of({1, 8, 4, "BF16"}, std::byte{0}));
 }
 
 TEST(ActivationCache, StoredBytesAreThoseOfTheChunks) {

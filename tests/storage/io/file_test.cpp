@@ -6,8 +6,11 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <fstream>
 #include <utility>
@@ -47,6 +50,22 @@ IoError io_error_of(Body body) {
   }
   throw std::logic_error("no IoError was thrown");
 }
+
+int syncs_to_fail = 0;
+int num_syncs = 0;
+
+/// The next sync of data fails with EIO, those after it succeed.
+class BrokenSync {
+ public:
+  BrokenSync() {
+    syncs_to_fail = 1;
+    num_syncs = 0;
+  }
+  ~BrokenSync() { syncs_to_fail = 0; }
+  BrokenSync(const BrokenSync&) = delete;
+  BrokenSync& operator=(const BrokenSync&) = delete;
+  static int num_calls() { return num_syncs; }
+};
 
 TEST(UniqueFd, ClosesOnceWhenTheLastOwnerGoes) {
   int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -154,6 +173,33 @@ TEST(StagedFile, AbsentDirectoriesAreNamed) {
             ENOENT);
 }
 
+TEST(StagedFile, ALargeFileIsTheSameFromMemoryOfAnyAlignment) {
+  const TempDir directory;
+  const AlignedBuffer memory(size_t{9} << 20);
+  for (size_t i = 0; i < memory.bytes(); ++i) {
+    memory.data()[i] = static_cast<std::byte>(i * 31 + i / 4096 * 7);
+  }
+  for (const size_t skipped : {0, 1, 4096}) {
+    const auto bytes = memory.span().subspan(skipped).first((size_t{8} << 20) + 1234);
+    StagedFile file(directory / "out", bytes.size());
+    file.append(bytes);
+    const FileRecord record = file.publish();
+    EXPECT_EQ(record, hash_file(directory / "out")) << skipped;
+    const std::string text = read_file(directory / "out");
+    EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(text)), bytes)) << skipped;
+  }
+}
+
+// Linux marks the pages clean whatever it answered: a second sync would succeed and mean nothing.
+TEST(StagedFile, ASyncThatFailsIsNotTriedAgain) {
+  const TempDir directory;
+  const BrokenSync once;
+  EXPECT_EQ(io_error_of([&] { write_file(directory / "out", "never on the disk"); }).error_number(),
+            EIO);
+  EXPECT_EQ(once.num_calls(), 1);
+  EXPECT_THAT(names_in(directory.path()), IsEmpty());
+}
+
 // RLIMIT_FSIZE makes the kernel write short and then refuse, without root.
 TEST(StagedFile, ShortWritesGoOnAtTheFirstMissingByte) {
   const TempDir directory;
@@ -217,12 +263,23 @@ TEST(StagedFile, ADiskThatFillsUpLeavesWhatWasThere) {
   EXPECT_EQ(read_file(disk.path() / "out"), "before");
 }
 
-TEST(PublishFile, RenamesAndRecordsWhatAnotherLibraryWrote) {
+TEST(PublishFile, RenamesWhatAnotherLibraryWroteAndTellsItsSize) {
   const TempDir directory;
   std::ofstream(directory / "cache.h5.tmp") << "not really HDF5";
-  const FileRecord record = publish_file(directory / "cache.h5.tmp", directory / "cache.h5");
+  EXPECT_EQ(publish_file(directory / "cache.h5.tmp", directory / "cache.h5"), 15u);
   EXPECT_THAT(names_in(directory.path()), ElementsAre("cache.h5"));
-  EXPECT_EQ(record, hash_file(directory / "cache.h5"));
+  EXPECT_EQ(read_file(directory / "cache.h5"), "not really HDF5");
+}
+
+TEST(PublishFile, ASyncThatFailsIsNotTriedAgain) {
+  const TempDir directory;
+  std::ofstream(directory / "out.tmp") << "never on the disk";
+  const BrokenSync once;
+  EXPECT_EQ(
+      io_error_of([&] { publish_file(directory / "out.tmp", directory / "out"); }).error_number(),
+      EIO);
+  EXPECT_EQ(once.num_calls(), 1);
+  EXPECT_THAT(names_in(directory.path()), ElementsAre("out.tmp"));
 }
 
 TEST(HashFile, CoversEveryPieceOfTheFile) {
@@ -254,3 +311,13 @@ TEST(HashFile, AbsentFilesAreIoErrors) {
 
 }  // namespace
 }  // namespace coppice
+
+// In place of the C library's, for this program.
+extern "C" int fdatasync(int fd) {
+  ++coppice::num_syncs;
+  if (coppice::syncs_to_fail-- > 0) {
+    errno = EIO;
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_fdatasync, fd));
+}
