@@ -216,7 +216,9 @@ struct BlockGraph::Nodes {
           throw std::logic_error("the span needs " + std::to_string(span.plan.slot_bytes) +
                                  " bytes, a slot has " + std::to_string(span.slot.size()));
         }
-        travelling->slabs = cut_into_slabs(span.plan, options.slab_bytes);
+        std::vector<SlabRange> slabs = cut_into_slabs(span.plan, options.slab_bytes);
+        for (const SlabRange& range : slabs) check_fits_its_slab(range);
+        travelling->slabs = std::move(slabs);
       } catch (...) {
         fail(span, "plan", std::current_exception());
       }
@@ -226,6 +228,15 @@ struct BlockGraph::Nodes {
     for (const SlabRange& range : travelling->slabs) {
       std::get<0>(ports).try_put(std::make_shared<Slab>(Slab{travelling, range, {}, {}, false}));
     }
+  }
+
+  // A read larger than a slab stays whole: where slabs are memory, the kernel would write past
+  // them.
+  void check_fits_its_slab(const SlabRange& range) const {
+    if (options.slabs.empty() || range.bytes <= options.slabs.front().size()) return;
+    throw std::logic_error("a read has " + std::to_string(range.bytes) + " bytes, a slab only " +
+                           std::to_string(options.slabs.front().size()) +
+                           ": raise resources.slab_size");
   }
 
   ReadBatch reads_of(const SlabPtr& slab) {

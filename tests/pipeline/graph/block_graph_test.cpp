@@ -315,6 +315,19 @@ TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
   EXPECT_EQ(uploads, kSpans * 2);
 }
 
+// Else the kernel would write past the slab.
+TEST_F(BlockGraphTest, AReadLargerThanASlabsMemoryIsRefusedBeforeItIsMade) {
+  GraphOptions opts = options(2);
+  opts.slab_bytes = 8 << 10;  // reads have 16 KiB
+  for (int i = 0; i < opts.num_slabs; ++i)
+    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  opts.upload = [](GraphSpan&, std::span<const std::byte>, uint64_t) {};
+  std::atomic<int> reads = 0;
+  engine_.on_submit = [&](uint64_t) { ++reads; };
+  EXPECT_THROW(run(std::move(opts)), BlockError);
+  EXPECT_EQ(reads, 0);
+}
+
 // Its messages still hold tokens when the graph is taken apart.
 TEST_F(BlockGraphTest, AStarvedGraphSaysSo) {
   GraphOptions starved = options(2);

@@ -62,6 +62,7 @@ TEST(Errands, ManyThreadsMayAskAtOnce) {
   Doer doer;
   int done = 0;  // touched by the doing thread alone
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 100; ++i) doer.errands().run([&] { ++done; });

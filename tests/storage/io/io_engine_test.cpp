@@ -158,6 +158,7 @@ TEST_P(IoEngineContract, ManyBatchesFromSeveralThreadsAllArrive) {
   std::latch completed(kThreads * kBatches);
   std::atomic<int> num_equal = 0;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&] {
       for (int b = 0; b < kBatches; ++b) {
