@@ -10,6 +10,7 @@
 #include "pipeline/forward_pass.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/telemetry/process.h"
+#include "pipeline/telemetry/trace.h"
 
 namespace coppice {
 namespace {
@@ -43,13 +44,16 @@ class EvalRun {
  public:
   explicit EvalRun(const EvalRunOptions& options)
       : options_(options),
+        progress_(options.verbosity),
         model_(open_model(options.model, options.architecture)),
         reference_(open_reference()),
+        trace_(make_trace(options.trace, [this](const auto& line) { progress_.note(line); })),
         scratch_(options.work),
         tokens_(evaluation_windows({options.text, options.model, options.work / "tokens"},
                                    options.seqlen, options.max_windows, model_.architecture)),
-        progress_(options.verbosity),
-        machine_(options.resources, [this](const std::string& line) { progress_.note(line); }) {
+        machine_(
+            options.resources, [this](const std::string& line) { progress_.note(line); },
+            trace_.get()) {
     pass_ = make_pass(model_, options.work / "model");
     if (reference_) reference_pass_ = make_pass(*reference_, options.work / "reference");
     machine_.device().executor().run([this] {
@@ -140,6 +144,7 @@ class EvalRun {
     const PassSpan& what = spans_[size_t(span.index)];
     const bool is_reference = what.pass == reference_pass_.get();
     at_work_ = fmt::format("{}{}", is_reference ? "reference: " : "", what.span.name);
+    const TraceSlice slice(trace_.get(), Track::kCompute, at_work_);
     if (what.span.kind != SpanKind::kHead) {
       what.pass->forward(span);
     } else if (is_reference) {
@@ -153,11 +158,12 @@ class EvalRun {
 
   const EvalRunOptions& options_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  Progress progress_;
   SourceModel model_;
   std::optional<SourceModel> reference_;
+  std::unique_ptr<Trace> trace_;  // null: not wanted
   ScratchDirectory scratch_;
   TokenWindows tokens_;
-  Progress progress_;
   Machine machine_;
   std::unique_ptr<ForwardPass> pass_, reference_pass_;  // the latter null without --against
   std::unique_ptr<HeadPass> head_;

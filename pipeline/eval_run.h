@@ -16,6 +16,7 @@ struct EvalRunOptions {
   std::filesystem::path text;
   std::filesystem::path work;          // tokens and cache; removed afterwards
   std::filesystem::path architecture;  // an extra description; may be empty
+  std::filesystem::path trace;         // a timeline to write; may be empty
   int64_t seqlen = 2048;
   int64_t max_windows = 0;  // 0: all
   ResourceOptions resources;

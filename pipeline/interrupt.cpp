@@ -10,7 +10,10 @@ namespace {
 
 std::atomic<BlockGraph*> interruptible = nullptr;  // a handler can be reached no other way
 
+std::atomic<bool> was_requested = false;
+
 void on_signal(int) {
+  was_requested = true;
   if (BlockGraph* graph = interruptible) graph->stop();
 }
 
@@ -25,9 +28,12 @@ void install(void (*handler)(int), int flags) {
 }  // namespace
 
 InterruptGuard::InterruptGuard(BlockGraph& graph) {
+  was_requested = false;
   interruptible = &graph;
   install(on_signal, SA_RESTART | int(SA_RESETHAND));
 }
+
+bool InterruptGuard::requested() { return was_requested; }
 
 InterruptGuard::~InterruptGuard() {
   install(SIG_DFL, 0);

@@ -20,6 +20,9 @@ class InterruptGuard {
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
+
+  /// Whether a signal came while one lived. Any thread.
+  static bool requested();
 };
 
 }  // namespace coppice

@@ -2,6 +2,7 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/telemetry/metered_engine.h"
+#include "pipeline/telemetry/trace.h"
 #include "storage/io/aligned_buffer.h"
 
 namespace coppice {
@@ -16,12 +17,14 @@ EngineChoice engine_choice(const std::string& word) {
 
 }  // namespace
 
-Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note) {
+Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
+                 Trace* trace) {
+  meters_.trace = trace;
   device_ = make_device({resources.device, resources.compute_dtype, resources.threads});
   IoEngineOptions options;
   options.engine = engine_choice(resources.io_engine);
   options.on_fallback = std::move(note);
-  engine_ = std::make_unique<MeteredEngine>(make_io_engine(options), meters_.reads);
+  engine_ = std::make_unique<MeteredEngine>(make_io_engine(options), meters_.reads, trace);
 }
 
 GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunSettings& settings,
@@ -39,6 +42,7 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunS
   if (!options.slabs.empty()) {
     options.upload = [this](GraphSpan& span, std::span<const std::byte> slab,
                             uint64_t slot_offset) {
+      const TraceSlice slice(meters_.trace, Track::kUpload, span.name);
       device_->upload(slab, span.slot.data() + slot_offset);
     };
   }

@@ -19,9 +19,10 @@ namespace coppice {
 
 class Machine {
  public:
-  /// `note` is told which fallbacks were taken. Throws ConfigError (no such device or engine),
-  /// IoError.
-  Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note);
+  /// `note` is told which fallbacks were taken; `trace` may be null and outlives the machine.
+  /// Throws ConfigError (no such device or engine), IoError.
+  Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
+          Trace* trace = nullptr);
 
   Device& device() const { return *device_; }
   IoEngine& engine() const { return *engine_; }

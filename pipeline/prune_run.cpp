@@ -14,10 +14,12 @@
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/run_checks.h"
+#include "pipeline/space_guard.h"
 #include "pipeline/span_work.h"
 #include "pipeline/telemetry/model_card.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/run_report.h"
+#include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
 #include "stages/stage_table.h"
 
@@ -29,6 +31,21 @@ using nlohmann::json;
 
 // Raised whenever the same recipe would give other bytes than before.
 constexpr int kNumericsVersion = 1;
+
+// Adds to `seconds` what the device's thread waited for activations while this lives.
+class ActivationWaits {
+ public:
+  ActivationWaits(const RunMeters& meters, double& seconds)
+      : meters_(meters), seconds_(seconds), before_(meters.waits.seconds()) {}
+  ~ActivationWaits() { seconds_ += meters_.waits.seconds() - before_; }
+  ActivationWaits(const ActivationWaits&) = delete;
+  ActivationWaits& operator=(const ActivationWaits&) = delete;
+
+ private:
+  const RunMeters& meters_;
+  double& seconds_;
+  double before_;
+};
 
 class PruneRun {
  public:
@@ -63,12 +80,14 @@ class PruneRun {
   const PruneRunOptions& options_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point stream_start_;
-  SourceModel model_;
-  TokenWindows tokens_;
   Progress progress_;
+  SourceModel model_;
+  std::unique_ptr<Trace> trace_;  // null: not wanted
+  TokenWindows tokens_;
   Machine machine_;
   ModelSpans planner_;
   OutputDirectory output_;
+  SpaceGuard space_;
   at::ScalarType compute_;
   RotaryTable rotary_;
   std::unique_ptr<Stage> forward_stage_, forward_only_;
@@ -88,15 +107,21 @@ class PruneRun {
 
 PruneRun::PruneRun(const PruneRunOptions& options)
     : options_(options),
+      progress_(options.verbosity),
       model_(open_model(options.model, options.architecture)),
+      trace_(make_trace(options.trace, [this](const auto& line) { progress_.note(line); })),
       tokens_((require_resumable(options.work, options.resume, options.resume_command),
                check_output_directory(options.output, options.work),
                calibration_windows({options.dataset, options.model, options.work / "tokens"},
                                    options.recipe.calibration, model_.architecture))),
-      progress_(options.verbosity),
-      machine_(options.recipe.resources, [this](const std::string& line) { progress_.note(line); }),
+      machine_(
+          options.recipe.resources, [this](const std::string& line) { progress_.note(line); },
+          trace_.get()),
       planner_(model_, tokens_),
       output_(options.output, model_),
+      space_({.patience = std::chrono::seconds(options.recipe.resources.disk_wait_seconds),
+              .note = [this](const std::string& line) { progress_.note(line); },
+              .stopped = InterruptGuard::requested}),
       compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
   check_against_model(options.recipe, model_.architecture, tokens_);
 }
@@ -125,6 +150,7 @@ CacheOptions PruneRun::cache_options() const {
   options.windows_behind = plan_.settings.windows_behind;
   options.targets_in_ram = plan_.settings.targets_in_ram;
   options.inputs_in_ram = plan_.settings.inputs_in_ram;
+  options.before_write = [this](uint64_t bytes) { space_.require(options_.work, bytes); };
   return options;
 }
 
@@ -133,7 +159,10 @@ bool PruneRun::is_unwanted(Boundary boundary) const {
   const WindowKind window = options_.recipe.reconstruct.window;
   if (boundary.half == 0) return false;
   const int block = (boundary.half - 1) / 2;
-  if (boundary.half % 2 == 1) return window != WindowKind::kHalfBlock || state_->has_block(block);
+  if (boundary.half % 2 == 1) {
+    return window != WindowKind::kHalfBlock || plan_.settings.recompute_targets ||
+           state_->has_block(block);
+  }
   return block + 1 == model_.architecture.num_blocks &&
          (window == WindowKind::kNone || state_->has_block(block));
 }
@@ -178,6 +207,7 @@ GraphResult PruneRun::stream() {
 void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
   at_work_ = fmt::format("block {}: {}", job.halves.first_block(), stage.name());
   windows_read_ = 0;
+  const TraceSlice slice(trace_.get(), Track::kCompute, at_work_);
   StageTotals& totals = stage_totals_[std::string(stage.name())];
   const auto start = std::chrono::steady_clock::now();
   stage.run(job);
@@ -198,6 +228,8 @@ void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
 
 void PruneRun::forward(GraphSpan& span) {
   const Stopwatch busy(machine_.meters().device_busy);
+  const TraceSlice slice(trace_.get(), Track::kCompute, [&] { return span.name + ": forward"; });
+  const ActivationWaits waits(machine_.meters(), work_of(span).waited_for_activations);
   const ModelSpan& what = work_of(span).span;
   if (what.kind == SpanKind::kEmbed) {
     if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0});
@@ -212,7 +244,8 @@ void PruneRun::forward(GraphSpan& span) {
     variant.reconstruct = options_.recipe.reconstruct;
     variants.push_back(std::move(variant));
   }
-  start_job(span, model_, machine_.device(), rotary_, *boundaries_, std::move(variants));
+  start_job(span, model_, machine_.device(), rotary_, *boundaries_, std::move(variants),
+            plan_.settings.recompute_targets ? Targets::kRecomputed : Targets::kCached);
   WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
   run_stage(to_adapt(what) ? *forward_stage_ : *forward_only_, job);
 }
@@ -221,6 +254,8 @@ void PruneRun::adapt(GraphSpan& span) {
   SpanWork& work = work_of(span);
   if (work.job == nullptr) return;
   const Stopwatch busy(machine_.meters().device_busy);
+  const TraceSlice slice(trace_.get(), Track::kCompute, [&] { return span.name + ": adapt"; });
+  const ActivationWaits waits(machine_.meters(), work.waited_for_activations);
   SpanJob& job = *work.job;
   for (Variant& variant : job.variants) {
     variant.places = output_.places(span.output, work.span.block, machine_.device());
@@ -246,16 +281,21 @@ void PruneRun::store(GraphSpan& span) {
   if (adapted.empty() || work_of(span).span.kind != SpanKind::kBlock) return;
   const Boundary next{Stream::kDense, 2 * block + 2};
   FileRecord file;
+  space_.require(options_.output, adapted.mapped().image.size());
   {
     const Stopwatch busy(machine_.meters().writes);
+    const TraceSlice slice(trace_.get(), Track::kShardWrites, span.name);
     file = output_.write_block(block, adapted.mapped().image);
   }
   machine_.meters().writes.add_bytes(file.bytes);
   // The block's record lets its input go, so what the next block reads must be there first.
   if (!is_unwanted(next)) boundaries_->wait_durable(next);
-  state_->record_block(block, file, adapted.mapped().report);
+  json& report = adapted.mapped().report;
+  report.update(
+      waits_report(span.times, work_of(span).waited_for_activations, SpanTimes::Clock::now()));
+  state_->record_block(block, file, report);
   boundaries_->expire({Stream::kDense, 2 * block});
-  progress_.done(block_line(adapted.mapped().report, int(model_.architecture.num_blocks)));
+  progress_.done(block_line(report, int(model_.architecture.num_blocks)));
 }
 
 json PruneRun::report_head() const {
@@ -347,7 +387,10 @@ RunResult PruneRun::execute() {
   measure_rates(model_, options_.recipe, machine_, options_.work, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
   stream_start_ = std::chrono::steady_clock::now();
-  if (!state_->has_outer()) state_->record_outer(output_.write_outer());
+  if (!state_->has_outer()) {
+    const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");
+    state_->record_outer(output_.write_outer());
+  }
 
   CacheOptions cache = cache_options();
   cache.on_read = [this](int windows) {

@@ -16,6 +16,7 @@ struct PruneRunOptions {
   std::filesystem::path output;
   std::filesystem::path work;          // journal, cache, tokens
   std::filesystem::path architecture;  // an extra description; may be empty
+  std::filesystem::path trace;         // a timeline to write; may be empty
   Recipe recipe;
   Resume resume = Resume::kNo;
   Verbosity verbosity = Verbosity::kNormal;

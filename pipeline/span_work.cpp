@@ -65,8 +65,12 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
 }
 
 void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
-               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants) {
+               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants,
+               Targets targets) {
   SpanWork& work = work_of(span);
+  if (targets == Targets::kRecomputed) {
+    work.recomputed = std::make_unique<RecomputedBoundaries>(boundaries);
+  }
   const int block = work.span.block;
   const auto tensor = [&](const std::string& name) {
     return slot_tensor(span, model, device, name);
@@ -77,9 +81,10 @@ void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
                   .dense = gather_block(model.architecture, block, tensor),
                   .compute = device.compute_dtype(scalar_type(model.architecture.dtype)),
                   .rotary = rotary,
-                  .boundaries = boundaries,
+                  .boundaries = work.recomputed ? *work.recomputed : boundaries,
                   .statistics = {},
                   .variants = std::move(variants)});
+  if (work.recomputed) work.recomputed->set_job(*work.job);
 }
 
 }  // namespace coppice

@@ -8,6 +8,7 @@
 #include "pipeline/device/device.h"
 #include "pipeline/graph/block_graph.h"
 #include "pipeline/model_spans.h"
+#include "pipeline/recomputed_boundaries.h"
 #include "stages/span_job.h"
 
 namespace coppice {
@@ -16,7 +17,9 @@ namespace coppice {
 struct SpanWork {
   ModelSpan span;
   SpanReads reads;
-  std::unique_ptr<SpanJob> job;  // blocks only, from forward on
+  std::unique_ptr<RecomputedBoundaries> recomputed;  // where targets are; outlives the job
+  std::unique_ptr<SpanJob> job;                      // blocks only, from forward on
+  double waited_for_activations = 0;                 // seconds, in forward and adapt
 };
 
 /// Prepares a span of the graph: its name, reads and work. `model` is the one `spans` were cut
@@ -34,8 +37,12 @@ at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const De
 void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
                    const Device& device, ActivationSink& sink);
 
+/// Whether hidden states inside a block come from the cache or are made again.
+enum class Targets { kCached, kRecomputed };
+
 /// Makes the SpanJob of a block: its weights are views of the slot.
 void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
-               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants);
+               const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants,
+               Targets targets = Targets::kCached);
 
 }  // namespace coppice

@@ -29,6 +29,8 @@ int eval_command(const std::vector<std::string>& arguments, const std::string&) 
                  "A reference, mostly the dense model: adds KL(reference || model) and how often "
                  "both put the same token first");
   app.add_option("--json", json_file, "Write the result there; - for stdout");
+  app.add_option("--trace", options.trace,
+                 "Write a timeline of the run there, as JSON for ui.perfetto.dev");
   app.add_option("--work-dir", options.work,
                  "Tokens and activation cache, removed afterwards "
                  "[.coppice-eval-<pid> in the current directory]");

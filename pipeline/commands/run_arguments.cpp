@@ -34,6 +34,10 @@ std::optional<RunArguments> parse_run_arguments(const std::string& command,
   app.add_option("--architecture", options.architecture,
                  "A model description beside the known ones");
   app.add_flag("--resume", resume, "Continue the run in the work directory");
+  if (is_run) {
+    app.add_option("--trace", options.trace,
+                   "Write a timeline of the run there, as JSON for ui.perfetto.dev");
+  }
   app.add_flag(
       "--json", given.as_json,
       is_run ? "Print the report to stdout instead of the summary" : "Print the plan as JSON");

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -26,6 +27,42 @@ struct Travelling {
   size_t slabs_left = 0;  // touched by the serial node `ready` alone
 };
 using SpanPtr = std::shared_ptr<Travelling>;
+
+// The inputs of a span are there, and since when.
+struct Inputs {
+  int index = 0;
+  SpanTimes::Time since;
+};
+
+// Since when nothing is left to read of the slabs cut so far. Any thread.
+class UnreadSlabs {
+ public:
+  void add(size_t slabs) {
+    std::lock_guard lock(mutex_);
+    count_ += slabs;
+  }
+  void remove_one(SpanTimes::Time now) {
+    std::lock_guard lock(mutex_);
+    --count_;
+    since_ = now;
+  }
+  /// `now` where something is left, or nothing was ever read.
+  SpanTimes::Time none_since(SpanTimes::Time now) const {
+    std::lock_guard lock(mutex_);
+    return count_ > 0 || since_ == SpanTimes::Time{} ? now : since_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  size_t count_ = 0;
+  SpanTimes::Time since_;
+};
+
+// Where forward or adapt runs. `free_since` is touched on that thread alone.
+struct ComputeThread {
+  SerialExecutor& executor;
+  SpanTimes::Time free_since = {};
+};
 
 struct Slab {
   SpanPtr owner;
@@ -59,13 +96,15 @@ struct BlockGraph::Nodes {
   GraphOptions options;
   GraphWork work;
   IoEngine& engine;
-  SerialExecutor& device;
+  ComputeThread device, adapter;
+  ComputeThread& adapts_on;  // one of the two
   SerialExecutor& store_thread;
   std::atomic<bool> stopped = false;
   std::atomic<int> first_failed = std::numeric_limits<int>::max();  // spans behind it are skipped
   GraphResult result;
   std::map<int, std::exception_ptr> failures;  // touched by the serial node `retire` alone
   int next_span = 0;
+  UnreadSlabs unread;
 
   tbb::global_control workers = enough_workers();
   flow::graph graph;
@@ -81,15 +120,15 @@ struct BlockGraph::Nodes {
   SlabAsync read;
   SlabQueue arrived{graph};
   flow::multifunction_node<SlabPtr, std::tuple<SpanPtr>> ready;
-  flow::join_node<std::tuple<SpanPtr, int>, flow::key_matching<int>> with_inputs;
+  flow::join_node<std::tuple<SpanPtr, Inputs>, flow::key_matching<int>> with_inputs;
   SpanAsync forward;
   SpanQueue forwarded{graph};
-  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, int, SpanPtr>> after_forward;
+  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, Inputs, SpanPtr>> after_forward;
   SpanQueue to_adapt{graph};
   flow::join_node<std::tuple<SpanPtr, int>, flow::reserving> with_output{graph};
   SpanAsync adapt;
   SpanQueue adapted{graph};
-  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, int>> after_adapt;
+  flow::multifunction_node<SpanPtr, std::tuple<SpanPtr, Inputs>> after_adapt;
   SpanAsync store;
   SpanQueue stored{graph};
   flow::function_node<SpanPtr> retire;
@@ -99,7 +138,9 @@ struct BlockGraph::Nodes {
       : options(std::move(options_in)),
         work(std::move(work_in)),
         engine(engine_in),
-        device(device_in),
+        device{device_in},
+        adapter{options.adapter != nullptr ? *options.adapter : device_in},
+        adapts_on(options.adapter != nullptr ? adapter : device),
         store_thread(store_in),
         spans(graph,
               [this](tbb::flow_control& control) {
@@ -113,20 +154,21 @@ struct BlockGraph::Nodes {
         ready(graph, flow::serial, [this](SlabPtr slab, auto& ports) { do_ready(slab, ports); }),
         with_inputs(
             graph, [](const SpanPtr& span) { return span->span.index; },
-            [](int index) { return index; }),
-        forward(graph, flow::unlimited,
+            [](const Inputs& inputs) { return inputs.index; }),
+        // Serial from here on: bodies that only post, in the order in which spans come.
+        forward(graph, flow::serial,
                 [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
-                  on(device, span, "forward", gateway, [this](GraphSpan& s) { work.forward(s); });
+                  on(device, span, "forward", gateway, [this](GraphSpan& s) { do_forward(s); });
                 }),
         after_forward(graph, flow::serial,
                       [this](SpanPtr span, auto& ports) { do_after_forward(span, ports); }),
-        adapt(graph, flow::unlimited,
+        adapt(graph, flow::serial,
               [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
-                on(device, span, "adapt", gateway, [this](GraphSpan& s) { work.adapt(s); });
+                on(adapts_on, span, "adapt", gateway, [this](GraphSpan& s) { do_adapt(s); });
               }),
         after_adapt(graph, flow::serial,
                     [this](SpanPtr span, auto& ports) { do_after_adapt(span, ports); }),
-        store(graph, flow::unlimited,
+        store(graph, flow::serial,
               [this](SpanPtr span, SpanAsync::gateway_type& gateway) { do_store(span, gateway); }),
         retire(graph, flow::serial, [this](const SpanPtr& span) { do_retire(*span); }) {
     connect();
@@ -147,6 +189,8 @@ struct BlockGraph::Nodes {
     admitted.emplace(graph, flow::serial, [this](const std::tuple<SlabPtr, int>& pair) {
       const SlabPtr& slab = std::get<0>(pair);
       slab->token = TokenLease(slab_tokens, std::get<1>(pair));
+      SpanTimes& times = slab->owner->span.times;
+      if (times.reads_begin == SpanTimes::Time{}) times.reads_begin = SpanTimes::Clock::now();
       return slab;
     });
     flow::make_edge(admit, *admitted);
@@ -154,8 +198,10 @@ struct BlockGraph::Nodes {
     flow::make_edge(read, arrived);  // a gateway drops what its successor rejects: always a queue
     flow::make_edge(arrived, ready);
     flow::make_edge(flow::output_port<0>(ready), flow::input_port<0>(with_inputs));
-    joined.emplace(graph, flow::serial,
-                   [](const std::tuple<SpanPtr, int>& pair) { return std::get<0>(pair); });
+    joined.emplace(graph, flow::serial, [](const std::tuple<SpanPtr, Inputs>& pair) {
+      std::get<0>(pair)->span.times.inputs_there = std::get<1>(pair).since;
+      return std::get<0>(pair);
+    });
     flow::make_edge(with_inputs, *joined);
     flow::make_edge(*joined, forward);
     flow::make_edge(forward, forwarded);
@@ -168,6 +214,7 @@ struct BlockGraph::Nodes {
     with_buffer.emplace(graph, flow::serial, [this](const std::tuple<SpanPtr, int>& pair) {
       const SpanPtr& span = std::get<0>(pair);
       span->output = TokenLease(output_tokens, std::get<1>(pair));
+      span->span.times.output_granted = SpanTimes::Clock::now();
       if (!options.outputs.empty()) span->span.output = options.outputs[span->output.token()];
       return span;
     });
@@ -183,7 +230,7 @@ struct BlockGraph::Nodes {
 
   // Made in connect(): they only turn a pair from a join into the message itself.
   std::optional<flow::function_node<std::tuple<SlabPtr, int>, SlabPtr>> admitted;
-  std::optional<flow::function_node<std::tuple<SpanPtr, int>, SpanPtr>> joined;
+  std::optional<flow::function_node<std::tuple<SpanPtr, Inputs>, SpanPtr>> joined;
   std::optional<flow::function_node<std::tuple<SpanPtr, int>, SpanPtr>> with_buffer;
 
   void fail(GraphSpan& span, const char* step, std::exception_ptr cause) {
@@ -209,6 +256,8 @@ struct BlockGraph::Nodes {
     span.name = "span " + std::to_string(span.index);
     travelling->slot = TokenLease(slot_tokens, std::get<1>(granted));
     span.slot = options.slots[travelling->slot.token()];
+    span.times.slot_granted = SpanTimes::Clock::now();
+    span.times.reads_idle_since = unread.none_since(span.times.slot_granted);
     if (wanted(span)) {
       try {
         work.plan(span);
@@ -224,7 +273,11 @@ struct BlockGraph::Nodes {
       }
     }
     travelling->slabs_left = travelling->slabs.size();
-    if (travelling->slabs.empty()) std::get<1>(ports).try_put(travelling);
+    unread.add(travelling->slabs.size());
+    if (travelling->slabs.empty()) {
+      span.times.reads_begin = span.times.reads_end = span.times.slot_granted;
+      std::get<1>(ports).try_put(travelling);
+    }
     for (const SlabRange& range : travelling->slabs) {
       std::get<0>(ports).try_put(std::make_shared<Slab>(Slab{travelling, range, {}, {}, false}));
     }
@@ -291,15 +344,33 @@ struct BlockGraph::Nodes {
     const SpanPtr span = slab->owner;
     slab->token.reset();
     slab->owner.reset();
-    if (--owner.slabs_left == 0) std::get<0>(ports).try_put(span);
+    const SpanTimes::Time now = SpanTimes::Clock::now();
+    unread.remove_one(now);
+    if (--owner.slabs_left > 0) return;
+    span->span.times.reads_end = now;
+    std::get<0>(ports).try_put(span);
   }
 
-  // Runs one step of a span on an executor; the message goes on whatever happens.
+  void do_forward(GraphSpan& span) {
+    span.times.free_for_forward = device.free_since;
+    span.times.forward_begin = SpanTimes::Clock::now();
+    work.forward(span);
+    span.times.forward_end = device.free_since = SpanTimes::Clock::now();
+  }
+
+  void do_adapt(GraphSpan& span) {
+    span.times.free_for_adapt = adapts_on.free_since;
+    span.times.adapt_begin = SpanTimes::Clock::now();
+    work.adapt(span);
+    span.times.adapt_end = adapts_on.free_since = SpanTimes::Clock::now();
+  }
+
+  // Runs one step of a span on its thread; the message goes on whatever happens.
   template <typename Step>
-  void on(SerialExecutor& executor, const SpanPtr& span, const char* name,
+  void on(ComputeThread& thread, const SpanPtr& span, const char* name,
           SpanAsync::gateway_type& gateway, Step step) {
     gateway.reserve_wait();
-    executor.post([this, span, name, &gateway, step] {
+    thread.executor.post([this, span, name, &gateway, step] {
       if (wanted(span->span)) {
         try {
           step(span->span);
@@ -316,7 +387,7 @@ struct BlockGraph::Nodes {
   void do_after_forward(const SpanPtr& span, Ports& ports) {
     const int index = span->span.index;
     if (options.advance == Advance::kAfterForward || !work.adapt) {
-      std::get<1>(ports).try_put(index + 1);
+      std::get<1>(ports).try_put({index + 1, SpanTimes::Clock::now()});
     }
     if (work.adapt) {
       std::get<0>(ports).try_put(span);
@@ -329,7 +400,9 @@ struct BlockGraph::Nodes {
   template <typename Ports>
   void do_after_adapt(const SpanPtr& span, Ports& ports) {
     span->slot.reset();
-    if (options.advance == Advance::kAfterAdapt) std::get<1>(ports).try_put(span->span.index + 1);
+    if (options.advance == Advance::kAfterAdapt) {
+      std::get<1>(ports).try_put({span->span.index + 1, SpanTimes::Clock::now()});
+    }
     std::get<0>(ports).try_put(span);
   }
 
@@ -340,6 +413,7 @@ struct BlockGraph::Nodes {
       GraphSpan& s = span->span;
       if (!s.skipped && !s.failure) {
         try {
+          s.times.store_begin = SpanTimes::Clock::now();
           work.store(s);
         } catch (...) {
           fail(s, "store", std::current_exception());
@@ -370,11 +444,12 @@ GraphResult BlockGraph::run() {
   n.slot_tokens.fill();
   n.slab_tokens.fill();
   n.output_tokens.fill();
-  flow::input_port<1>(n.with_inputs).try_put(0);
+  flow::input_port<1>(n.with_inputs).try_put({0, SpanTimes::Clock::now()});
   n.spans.activate();
   n.graph.wait_for_all();
   n.result.most_slots_in_use = n.slot_tokens.most_in_use();
   n.result.most_slabs_in_use = n.slab_tokens.most_in_use();
+  n.result.most_outputs_in_use = n.output_tokens.most_in_use();
   if (n.result.retired != n.work.num_spans) {
     // A graph that starves returns as if it were finished.
     throw std::logic_error("internal error: " + std::to_string(n.result.retired) + " of " +

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "pipeline/graph/serial_executor.h"
+#include "pipeline/graph/span_times.h"
 #include "pipeline/graph/token_pool.h"
 #include "storage/io/io_engine.h"
 #include "storage/io/read_plan.h"
@@ -35,6 +36,7 @@ struct GraphSpan {
   std::span<std::byte> slot;    // where plan.placements lie; device memory on a GPU
   std::span<std::byte> output;  // empty where the span is not adapted
   std::shared_ptr<void> work;   // whatever the callables want to hand on
+  SpanTimes times;              // of the steps behind it; written by the graph alone
   std::exception_ptr failure;   // BlockError with the cause nested
   bool skipped = false;         // the run was stopped before this span was finished
 };
@@ -47,7 +49,8 @@ struct GraphWork {
   std::function<void(GraphSpan&)> plan;
   /// On the device's thread, in ascending order; span i only after span i − 1 (see Advance).
   std::function<void(GraphSpan&)> forward;
-  /// On the device's thread. Empty function: the graph ends after forward.
+  /// On the device's thread, or on GraphOptions::adapter; in ascending order. Empty function: the
+  /// graph ends after forward.
   std::function<void(GraphSpan&)> adapt;
   /// On the store's thread: the output becomes durable and is journalled.
   std::function<void(GraphSpan&)> store;
@@ -59,6 +62,10 @@ enum class Advance { kAfterForward, kAfterAdapt };
 
 struct GraphOptions {
   Advance advance = Advance::kAfterAdapt;
+  /// A thread for `adapt`, so that with Advance::kAfterForward the next span's forward runs beside
+  /// it (a GPU, whose streams have gaps to fill). Null: the device's own, one after the other.
+  /// Outlives the graph.
+  SerialExecutor* adapter = nullptr;
   std::vector<std::span<std::byte>> slots;  // spans in memory at once; two overlap read and compute
   std::vector<std::span<std::byte>> outputs;  // adapted spans in memory at once
   uint64_t slab_bytes = uint64_t{64} << 20;
@@ -75,6 +82,7 @@ struct GraphResult {
   int skipped = 0;  // of the retired
   int most_slots_in_use = 0;
   int most_slabs_in_use = 0;
+  int most_outputs_in_use = 0;
 };
 
 class BlockGraph {

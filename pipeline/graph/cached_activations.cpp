@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "pipeline/device/device.h"  // scalar_type
+#include "pipeline/telemetry/trace.h"
 #include "storage/errors.h"
 #include "storage/io/aligned_buffer.h"
 
@@ -19,6 +20,10 @@ namespace coppice {
 namespace {
 
 bool is_inside_a_block(Boundary boundary) { return boundary.half % 2 == 1; }
+
+std::string name_of(Boundary boundary, int window) {
+  return to_string(boundary) + " window " + std::to_string(window);
+}
 
 }  // namespace
 
@@ -68,8 +73,9 @@ class CachedBoundaries::Sink final : public ActivationSink {
     at::from_blob(raw->data(), {shape.seqlen, shape.hidden},
                   at::TensorOptions().dtype(scalar_type(shape.dtype)))
         .copy_(hidden);
-    {
-      Stopwatch wait(owner_.meters_.waits);
+    if (!owner_.behind_->free.try_acquire()) {
+      const Stopwatch wait(owner_.meters_.waits);
+      const TraceSlice slice(owner_.meters_.trace, Track::kWaits, "write behind");
       owner_.behind_->free.acquire();
     }
     ++file_->pending;
@@ -77,6 +83,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
       auto chunk = std::make_shared<EncodedChunk>();
       std::exception_ptr failure;
       try {
+        const TraceSlice slice(owner.meters_.trace, Track::kEncode,
+                               [&] { return name_of(file->boundary, window); });
         *chunk = encode_chunk(*raw, owner.options_.shape.element_bytes());
       } catch (...) {
         failure = std::current_exception();
@@ -121,7 +129,10 @@ class CachedBoundaries::Sink final : public ActivationSink {
     }
     if (window >= file.first_window) {
       guarded(file, [&] {
-        Stopwatch busy(owner.meters_.writes);
+        if (owner.options_.before_write) owner.options_.before_write(chunk->bytes.size());
+        const Stopwatch busy(owner.meters_.writes);
+        const TraceSlice slice(owner.meters_.trace, Track::kCacheWrites,
+                               [&] { return name_of(file.boundary, window); });
         file.writer->write(window - file.first_window, *chunk);
       });
       owner.meters_.writes.add_bytes(chunk->bytes.size());
@@ -143,7 +154,9 @@ class CachedBoundaries::Sink final : public ActivationSink {
         }
       }
       if (file.writer == nullptr) return;
-      Stopwatch busy(owner.meters_.writes);
+      const Stopwatch busy(owner.meters_.writes);
+      const TraceSlice slice(owner.meters_.trace, Track::kCacheWrites,
+                             [&] { return to_string(file.boundary) + " durable"; });
       const FileRecord record = file.writer->finish();
       if (!is_inside_a_block(file.boundary)) owner.on_durable_(file.boundary, record);
     });
@@ -165,7 +178,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
 class CachedBoundaries::Source final : public ActivationSource {
  public:
   Source(CachedBoundaries& owner, Boundary boundary)
-      : owner_(owner), state_(std::make_shared<State>()) {
+      : owner_(owner), boundary_(boundary), state_(std::make_shared<State>()) {
     {
       std::lock_guard lock(owner.mutex_);
       const auto kept = owner.kept_.find(boundary);
@@ -279,7 +292,9 @@ class CachedBoundaries::Source final : public ActivationSource {
       fetch(*slot, window);
     }
     if (slot->phase == Phase::kInFlight) {
-      Stopwatch wait(owner_.meters_.waits);
+      const Stopwatch wait(owner_.meters_.waits);
+      const TraceSlice slice(owner_.meters_.trace, Track::kWaits,
+                             [&] { return name_of(boundary_, window); });
       state_->changed.wait(lock, [&] { return slot->phase == Phase::kReady; });
     }
     if (slot->failure) {
@@ -295,8 +310,11 @@ class CachedBoundaries::Source final : public ActivationSource {
     slot.phase = Phase::kInFlight;
     if (state_->kept && size_t(window) < state_->kept->size()) {
       owner_.codec_.enqueue([state = state_, &slot, chunk = (*state_->kept)[size_t(window)],
-                             element_bytes = owner_.options_.shape.element_bytes()] {
+                             element_bytes = owner_.options_.shape.element_bytes(),
+                             boundary = boundary_, trace = owner_.meters_.trace] {
         finish(*state, slot, [&] {
+          const TraceSlice slice(trace, Track::kDecode,
+                                 [&] { return name_of(boundary, slot.window); });
           decode_chunk(chunk->bytes, chunk->compressed, chunk->xxh3, element_bytes, slot.raw);
         });
       });
@@ -318,11 +336,14 @@ class CachedBoundaries::Source final : public ActivationSource {
     }
     ReadBatch batch{state_, {{&file, begin, slot.stored.span().first(bytes), needed}}};
     owner_.engine_.submit(
-        std::move(batch), [state = state_, &slot, row, skipped, needed, &arena = owner_.codec_](
-                              ReadBatch, std::exception_ptr failure) {
-          arena.enqueue([state, &slot, row, skipped, needed, failure] {
+        std::move(batch),
+        [state = state_, &slot, row, skipped, needed, &arena = owner_.codec_, boundary = boundary_,
+         trace = owner_.meters_.trace](ReadBatch, std::exception_ptr failure) {
+          arena.enqueue([state, &slot, row, skipped, needed, failure, boundary, trace] {
             finish(*state, slot, [&] {
               if (failure) std::rethrow_exception(failure);
+              const TraceSlice slice(trace, Track::kDecode,
+                                     [&] { return name_of(boundary, slot.window); });
               state->reader->decode(row, slot.stored.span().subspan(skipped, needed - skipped),
                                     slot.raw);
             });
@@ -345,6 +366,7 @@ class CachedBoundaries::Source final : public ActivationSource {
   }
 
   CachedBoundaries& owner_;
+  Boundary boundary_;
   std::shared_ptr<State> state_;
   std::deque<int> order_;
 };
@@ -377,7 +399,9 @@ std::filesystem::path CachedBoundaries::path_of(Boundary boundary) const {
 
 std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary) {
   {
-    Stopwatch wait(meters_.waits);
+    const Stopwatch wait(meters_.waits);
+    const TraceSlice slice(meters_.trace, Track::kWaits,
+                           [&] { return to_string(boundary) + " durable"; });
     wait_durable(boundary);
   }
   return std::make_unique<Source>(*this, boundary);

@@ -44,8 +44,10 @@ std::string settings_lines(const RunPlan& plan, const PlanInputs& inputs) {
           ? fmt::format(" and {} of {} windows in RAM", s.inputs_in_ram, inputs.windows)
           : "");
   if (has_targets(inputs)) {
-    text += fmt::format("half-block targets         cached, {}\n",
-                        tier_of(s.targets_in_ram, inputs.windows));
+    text +=
+        fmt::format("half-block targets         {}\n",
+                    s.recompute_targets ? "recomputed from the block's input with its dense weights"
+                                        : "cached, " + tier_of(s.targets_in_ram, inputs.windows));
   }
   if (s.convert == Calibrate::Convert::kOnUse) {
     text +=
@@ -113,7 +115,7 @@ json plan_json(const RunPlan& plan, const PlanInputs& inputs) {
             {"windows_ahead", s.windows_ahead},
             {"windows_behind", s.windows_behind},
             {"convert", s.convert == Calibrate::Convert::kAhead ? "ahead" : "on use"},
-            {"targets", "cached"},
+            {"targets", s.recompute_targets ? "recomputed" : "cached"},
             {"targets_in_ram", s.targets_in_ram},
             {"inputs_in_ram", s.inputs_in_ram}}},
           {"stages", stages},

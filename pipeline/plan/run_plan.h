@@ -20,6 +20,7 @@ struct RunSettings {
   int windows_ahead = 4;   // hidden states decoded before they are asked for, a source
   int windows_behind = 4;  // hidden states waiting to be compressed and written
   Calibrate::Convert convert = Calibrate::Convert::kAhead;
+  bool recompute_targets = false;  // hidden states inside a block are made again, not cached
   int64_t targets_in_ram = 0;  // windows of a half-block boundary kept in memory instead of on disk
   int64_t inputs_in_ram = 0;   // windows of a block boundary kept in memory beside the disk
 

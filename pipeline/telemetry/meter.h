@@ -7,6 +7,8 @@
 
 namespace coppice {
 
+class Trace;
+
 /// Seconds and bytes as atomics; any thread.
 class Meter {
  public:
@@ -36,7 +38,7 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
-/// The meters of one run.
+/// The meters of one run, and its timeline.
 struct RunMeters {
   Meter reads;        // of weights and cache, bytes and time per batch (overlapping)
   Meter writes;       // of shards and cache
@@ -44,6 +46,7 @@ struct RunMeters {
   Meter waits;        // of the device's thread inside its tasks, for activations
   Meter cache_raw;    // bytes only: activations before and after compression
   Meter cache_stored;
+  Trace* trace = nullptr;  // null: not wanted
 };
 
 }  // namespace coppice

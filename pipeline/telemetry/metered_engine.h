@@ -1,19 +1,23 @@
-// An I/O engine that counts bytes and the time during which anything was in flight.
+// An I/O engine that counts bytes and the time during which anything was in flight, and puts each
+// batch on the timeline.
 #pragma once
 
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json.hpp>
 
 #include "pipeline/telemetry/meter.h"
+#include "pipeline/telemetry/trace.h"
 #include "storage/io/io_engine.h"
 
 namespace coppice {
 
 class MeteredEngine final : public IoEngine {
  public:
-  MeteredEngine(std::unique_ptr<IoEngine> engine, Meter& meter)
-      : meter_(meter), engine_(std::move(engine)) {}
+  /// `trace` may be null.
+  MeteredEngine(std::unique_ptr<IoEngine> engine, Meter& meter, Trace* trace)
+      : meter_(meter), trace_(trace), engine_(std::move(engine)) {}
 
   std::string_view name() const override { return engine_->name(); }
 
@@ -24,15 +28,27 @@ class MeteredEngine final : public IoEngine {
   void submit(ReadBatch batch, ReadCompletion done) override {
     for (const Read& read : batch.reads) meter_.add_bytes(read.into.size());
     begin();
-    engine_->submit(std::move(batch),
-                    [this, done = std::move(done)](ReadBatch finished, std::exception_ptr failure) {
-                      end();
-                      done(std::move(finished), failure);
-                    });
+    const uint64_t traced =
+        trace_ == nullptr ? 0 : trace_->begin(Track::kReads, "read", facts_of(batch));
+    engine_->submit(std::move(batch), [this, traced, done = std::move(done)](
+                                          ReadBatch finished, std::exception_ptr failure) {
+      end();
+      if (trace_ != nullptr) trace_->end(Track::kReads, "read", traced);
+      done(std::move(finished), failure);
+    });
   }
 
  private:
   using Clock = std::chrono::steady_clock;
+
+  static nlohmann::json facts_of(const ReadBatch& batch) {
+    uint64_t bytes = 0;
+    for (const Read& read : batch.reads) bytes += read.into.size();
+    const Read& first = batch.reads.front();
+    return {{"file", first.file->path().filename().string()},
+            {"offset", first.offset},
+            {"bytes", bytes}};
+  }
 
   void begin() {
     std::lock_guard lock(mutex_);
@@ -46,6 +62,7 @@ class MeteredEngine final : public IoEngine {
   }
 
   Meter& meter_;
+  Trace* trace_;
   std::mutex mutex_;
   int in_flight_ = 0;
   Clock::time_point busy_since_;

@@ -49,6 +49,21 @@ json block_report(int block, const Variant& variant) {
       {"block", block}, {"windows", windows}, {"linears", linears}, {"trained", variant.trained}};
 }
 
+json waits_report(const SpanTimes& times, double waited_for_activations, SpanTimes::Time stored) {
+  const SpanWaits waits = waits_of(times);
+  const SpanSeconds seconds = seconds_of(times);
+  return {{"waits",
+           {{"compute_for_weights", waits.compute_for_weights},
+            {"compute_for_activations", waited_for_activations},
+            {"compute_for_shard_buffer", waits.compute_for_shard_buffer},
+            {"reads_for_slot", waits.reads_for_slot}}},
+          {"times",
+           {{"read_seconds", seconds.read},
+            {"forward_seconds", seconds.forward},
+            {"adapt_seconds", seconds.adapt},
+            {"store_seconds", seconds_between(times.store_begin, stored)}}}};
+}
+
 json totals_report(const RunMeters& meters, const RunTotals& totals) {
   const double waited = meters.waits.seconds() + totals.device_idle_seconds;
   json stages = json::object();

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "configs/recipe.h"
+#include "pipeline/graph/span_times.h"
 #include "pipeline/telemetry/meter.h"
 #include "stages/span_job.h"
 
@@ -31,6 +32,12 @@ struct RunTotals {
 
 /// The part of one block: what the journal keeps and the report lists. Keys as in the README.
 nlohmann::json block_report(int block, const Variant& variant);
+
+/// What waited for what while the block passed, in seconds: {`waits`, `times`}, keys as in the
+/// README. `waited_for_activations`: by the device's thread, inside forward and adapt. `stored`:
+/// when the shard and what the next block reads were on disk, just before the journal says so.
+nlohmann::json waits_report(const SpanTimes& times, double waited_for_activations,
+                            SpanTimes::Time stored);
 
 nlohmann::json totals_report(const RunMeters& meters, const RunTotals& totals);
 

@@ -73,6 +73,9 @@ Recipe unusual_recipe() {
            {"resources.prefetch_blocks", "4"},
            {"resources.slab_size", "4096"},
            {"resources.num_slabs", "9"},
+           {"resources.disk_wait", "5"},
+           {"resources.half_block_targets", "recomputed"},
+           {"resources.probe", "false"},
        }) {
     set_recipe_key(recipe, key, text);
   }
@@ -129,6 +132,9 @@ TEST(Recipe, SetReachesTheMemberThatTheKeyNames) {
   EXPECT_EQ(recipe.resources.prefetch_blocks, 4);
   EXPECT_EQ(recipe.resources.slab_bytes, 4096u);
   EXPECT_EQ(recipe.resources.num_slabs, 9);
+  EXPECT_EQ(recipe.resources.disk_wait_seconds, 5);
+  EXPECT_EQ(recipe.resources.targets, "recomputed");
+  EXPECT_FALSE(recipe.resources.probe);
 }
 
 TEST(Recipe, OneSeedServesCalibrationAndReconstruction) {
@@ -229,7 +235,7 @@ INSTANTIATE_TEST_SUITE_P(
         WrongValue{"resources.threads", "-1", "at least 0"},
         WrongValue{"resources.io_engine", "aio", "one of auto, uring, pread"},
         WrongValue{"resources.ram_budget", "24G", "24GiB"},
-        WrongValue{"resources.prefetch_blocks", "0", "at least 1"},
+        WrongValue{"resources.prefetch_blocks", "-1", "at least 0"},
         WrongValue{"resources.slab_size", "1000", "multiple of 4096"},
         WrongValue{"resources.num_slabs", "0", "at least 1"}));
 
@@ -301,9 +307,10 @@ TEST(Recipe, OnlyResourcesMayDifferOnResumeAndNotAllOfThem) {
     if (!key.changes_output) free.insert(key.path());
   }
   EXPECT_THAT(
-      free, ElementsAre("resources.disk_budget", "resources.io_engine", "resources.num_slabs",
-                        "resources.prefetch_blocks", "resources.ram_budget", "resources.slab_size",
-                        "resources.vram_budget"));
+      free,
+      ElementsAre("resources.disk_budget", "resources.disk_wait", "resources.half_block_targets", "resources.io_engine",
+                  "resources.num_slabs", "resources.prefetch_blocks", "resources.probe",
+                  "resources.ram_budget", "resources.slab_size", "resources.vram_budget"));
 }
 
 TEST(Recipe, PatternMakesTheSparsity) {

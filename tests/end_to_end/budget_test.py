@@ -70,6 +70,13 @@ class Budgets(ProgramTest):
         self.assertGreater(refused, 0)
         self.assertGreater(kept, 2)
 
+    def test_recomputed_targets_are_the_cached_ones(self):
+        for targets in ("cached", "recomputed"):
+            self.coppice(*self.arguments(targets, half_block_targets=targets))
+            plan = report(self.dir / targets)["plan"]["plan"]
+            self.assertEqual(plan["settings"]["targets"], targets)
+        self.assertEqual(shards(self.dir / "recomputed"), shards(self.dir / "cached"))
+
     def test_memory_is_as_planned(self):
         for number, keys in enumerate(({}, {"window": "block"}, {"window": "none"})):
             output = f"out{number}"

@@ -100,6 +100,8 @@ class BlockGraphTest : public ::testing::Test {
   }
 
   bool computes_past_a_waiting_adaptation(Advance advance, std::chrono::milliseconds patience);
+  bool computes_beside_an_adaptation(Advance advance, SerialExecutor* adapter,
+                                     std::chrono::milliseconds patience);
 
   void note(const std::string& step, const GraphSpan& span) {
     std::lock_guard lock(mutex_);
@@ -213,6 +215,40 @@ TEST_F(BlockGraphTest, AdvanceAfterForwardComputesPastAWaitingAdaptation) {
 TEST_F(BlockGraphTest, AdvanceAfterAdaptDoesNotComputePastAWaitingAdaptation) {
   // Correct however long it waits; the longer, the surer a graph that is not is found out.
   EXPECT_FALSE(computes_past_a_waiting_adaptation(Advance::kAfterAdapt, 100ms));
+}
+
+// The adaptation of span 0 goes on only when the forward of span 1 has begun; waits at most
+// `patience` for it.
+bool BlockGraphTest::computes_beside_an_adaptation(Advance advance, SerialExecutor* adapter,
+                                                   std::chrono::milliseconds patience) {
+  std::promise<void> begun;
+  std::future<void> next_forward = begun.get_future();
+  bool in_time = false;
+  work_.forward = [&](GraphSpan& span) {
+    if (span.index == 1) begun.set_value();
+  };
+  work_.adapt = [&](GraphSpan& span) {
+    if (span.index == 0) in_time = next_forward.wait_for(patience) == std::future_status::ready;
+  };
+  GraphOptions opts = options(2);
+  opts.advance = advance;
+  opts.adapter = adapter;
+  run(std::move(opts));
+  return in_time;
+}
+
+TEST_F(BlockGraphTest, ForwardOfTheNextRunsBesideAnAdaptationThatHasAThreadOfItsOwn) {
+  SerialExecutor adapter("adapter");
+  EXPECT_TRUE(computes_beside_an_adaptation(Advance::kAfterForward, &adapter, 20s));
+}
+
+TEST_F(BlockGraphTest, ForwardOfTheNextWaitsForAnAdaptationOnTheDevicesOwnThread) {
+  EXPECT_FALSE(computes_beside_an_adaptation(Advance::kAfterForward, nullptr, 100ms));
+}
+
+TEST_F(BlockGraphTest, AdvanceAfterAdaptNeverComputesBesideAnAdaptation) {
+  SerialExecutor adapter("adapter");
+  EXPECT_FALSE(computes_beside_an_adaptation(Advance::kAfterAdapt, &adapter, 100ms));
 }
 
 TEST_F(BlockGraphTest, AdvanceAfterForwardKeepsEveryStepInOrder) {

@@ -134,6 +134,7 @@ TEST_F(RunPlanTest, HiddenStatesStayInMemoryWhereTheDiskWouldBeWaitedFor) {
   in.rates = rates();
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 0);
   in.rates.read_bytes = in.rates.written_bytes = 1e6;
+  in.recipe.resources.targets = "cached";
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 64);
 }
 
@@ -188,12 +189,42 @@ TEST_F(RunPlanTest, OneDiskServesBothOnlyIfItHoldsTheSum) {
   in.scratch_limit = in.output_limit = sum;
   EXPECT_NO_THROW(plan_run(in));
   in.scratch_limit = in.output_limit = sum - 1;
+  in.recipe.resources.targets = "cached";
   in.ram_limit = smallest_budget(inputs()) + kMiB;  // no room for them in memory either
   EXPECT_THROW(plan_run(in), BudgetError);
 }
 
+TEST_F(RunPlanTest, TargetsWithoutRoomAnywhereAreRecomputed) {
+  PlanInputs in = inputs();
+  in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
+  in.ram_limit = smallest_budget(inputs()) + 120 * kMiB;  // the targets take 128 MiB
+  const RunPlan plan = plan_run(in);
+  EXPECT_TRUE(plan.settings.recompute_targets);
+  EXPECT_LE(plan.scratch.bytes(), in.scratch_limit);
+}
+
+TEST_F(RunPlanTest, TargetsAreRecomputedWhereTheDiskIsSlowAndProductsAreCheap) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  EXPECT_FALSE(plan_run(in).settings.recompute_targets);
+  in.rates.attention_product_flop = in.rates.mlp_product_flop = in.rates.attention_flop = 1e15;
+  in.rates.touched_bytes = in.rates.encoded_bytes = in.rates.decoded_bytes = 1e13;
+  in.rates.selected_weights = 1e12;
+  in.rates.read_bytes = in.rates.written_bytes = 1e8;
+  in.ram_limit = smallest_budget(inputs()) + 400 * kMiB;  // not all hidden states
+  EXPECT_TRUE(plan_run(in).settings.recompute_targets);
+}
+
+TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
+  recipe_.resources.targets = "recomputed";
+  EXPECT_TRUE(plan_run(inputs()).settings.recompute_targets);
+  recipe_.reconstruct.window = WindowKind::kBlock;  // has none
+  EXPECT_FALSE(plan_run(inputs()).settings.recompute_targets);
+}
+
 TEST_F(RunPlanTest, TargetsThatTheDiskHasNoRoomForStayInMemory) {
   PlanInputs in = inputs();
+  in.recipe.resources.targets = "cached";
   in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, in.windows);
 }

@@ -51,6 +51,29 @@ TEST(RunReport, BlockWithNothingDoneHasListsAllTheSame) {
             json::parse(R"({"block": 0, "windows": [], "linears": [], "trained": []})"));
 }
 
+TEST(RunReport, WaitsOfABlockComeFromItsStamps) {
+  const auto at = [](int seconds) { return SpanTimes::Time(std::chrono::seconds(1000 + seconds)); };
+  SpanTimes times;
+  times.reads_idle_since = at(0);
+  times.slot_granted = at(1);
+  times.reads_begin = at(2);
+  times.reads_end = at(10);
+  times.inputs_there = at(4);
+  times.free_for_forward = at(5);
+  times.forward_begin = at(10);
+  times.forward_end = at(13);
+  times.output_granted = at(17);
+  times.free_for_adapt = at(13);
+  times.adapt_begin = at(17);
+  times.adapt_end = at(27);
+  times.store_begin = at(30);
+  EXPECT_EQ(waits_report(times, 0.25, at(36)), json::parse(R"({
+    "waits": {"compute_for_weights": 5.0, "compute_for_activations": 0.25,
+              "compute_for_shard_buffer": 4.0, "reads_for_slot": 1.0},
+    "times": {"read_seconds": 8.0, "forward_seconds": 3.0, "adapt_seconds": 10.0,
+              "store_seconds": 6.0}})"));
+}
+
 TEST(RunReport, TotalsComeFromTheirMeters) {
   RunMeters meters;
   meters.reads.add_seconds(2);

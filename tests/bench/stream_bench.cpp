@@ -1,0 +1,245 @@
+// How well reading and computing overlap: a model streamed forward as the program does it, beside
+// the same with everything in memory, and the same with stages that do nothing.
+//
+// usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS
+//
+// Prints one line of JSON: medians of seconds `both`, `compute` (weights in their slots, hidden
+// states as tensors), `io` (weights read; hidden states read, decoded, encoded and written), and
+// ratio = both / max(compute, io), the median over rounds, in which the three alternate.
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <vector>
+
+#include "pipeline/graph/block_graph.h"
+#include "pipeline/graph/cached_activations.h"
+#include "pipeline/machine.h"
+#include "pipeline/model_spans.h"
+#include "pipeline/span_work.h"
+#include "stages/calibrate.h"
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Hidden states as tensors: what a boundary costs when it costs nothing.
+class ResidentBoundaries final : public Boundaries {
+ public:
+  ResidentBoundaries(int windows, at::ScalarType stored, at::ScalarType compute)
+      : windows_(windows), stored_(stored), compute_(compute) {}
+
+  std::unique_ptr<ActivationSource> inputs(HalfRange window) override {
+    return std::make_unique<Source>(held_.at(window.first), compute_);
+  }
+  std::unique_ptr<ActivationSource> targets(HalfRange window) override {
+    return std::make_unique<Source>(held_.at(window.last), compute_);
+  }
+  std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
+    if (boundary.half % 2 == 1) return nullptr;
+    held_[boundary.half].resize(size_t(windows_));
+    return std::make_unique<Sink>(held_[boundary.half], stored_);
+  }
+
+ private:
+  using Windows = std::vector<at::Tensor>;
+  struct Source final : ActivationSource {
+    Source(const Windows& held, at::ScalarType dtype) : windows(held), compute(dtype) {}
+    int num_windows() const override { return int(windows.size()); }
+    void announce(std::span<const int>) override {}
+    MicroBatch read(std::span<const int> wanted) override {  // one at a time, as Calibrate does
+      const at::Tensor& window = windows.at(size_t(wanted.front()));
+      return {window.to(compute), {int(window.size(0))}};
+    }
+    const Windows& windows;
+    at::ScalarType compute;
+  };
+  struct Sink final : ActivationSink {
+    Sink(Windows& held, at::ScalarType dtype) : windows(held), stored(dtype) {}
+    void write(int window, const at::Tensor& hidden) override {
+      windows[size_t(window)] = hidden.to(stored, /*non_blocking=*/false, /*copy=*/true);
+    }
+    Windows& windows;
+    at::ScalarType stored;
+  };
+
+  int windows_;
+  at::ScalarType stored_, compute_;
+  std::map<int, Windows> held_;
+};
+
+class StreamBench {
+ public:
+  StreamBench(const fs::path& directory, int windows, int seqlen, fs::path scratch)
+      : model_(open_model(directory, {})),
+        tokens_(numbered_tokens(windows, seqlen, model_.architecture.vocab)),
+        spans_(model_, tokens_),
+        machine_({}, [](const std::string& line) { fmt::print(stderr, "{}\n", line); }),
+        scratch_(std::move(scratch)),
+        compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
+    for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+      blocks_.push_back(spans_.block_span(block));
+      slots_.push_back(machine_.device().allocate_slot(spans_.slot_bytes()));
+    }
+    machine_.read_often(model_.checkpoint.files());
+    machine_.device().executor().run([this] {
+      rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
+                                  tokens_.seqlen, compute_, machine_.device().where());
+    });
+    fs::create_directories(scratch_);
+    load();
+  }
+  ~StreamBench() { fs::remove_all(scratch_); }
+
+  double both() {
+    return with_cache([this](CachedBoundaries& cached) {
+      return stream(2, Reads::kYes, [&](GraphSpan& span) {
+        compute(span, cached);
+        cached.expire({Stream::kDense, 2 * work_of(span).span.block});
+      });
+    });
+  }
+
+  double compute_alone() {
+    ResidentBoundaries resident(int(tokens_.count()), stored(), compute_);
+    machine_.device().executor().run([&] { begin(resident); });
+    return stream(int(slots_.size()), Reads::kNo,
+                  [&](GraphSpan& span) { compute(span, resident); });
+  }
+
+  double io_alone() {
+    return with_cache([this](CachedBoundaries& cached) {
+      return stream(2, Reads::kYes, [&](GraphSpan& span) {
+        const int half = 2 * work_of(span).span.block;
+        const auto source = cached.inputs({half, half + 1});
+        const auto sink = cached.sink({Stream::kDense, half + 2});
+        std::vector<int> order(size_t(tokens_.count()));
+        std::iota(order.begin(), order.end(), 0);
+        source->announce(order);
+        for (const int window : order) sink->write(window, source->read({&window, 1}).hidden);
+        cached.expire({Stream::kDense, half});
+      });
+    });
+  }
+
+ private:
+  enum class Reads { kYes, kNo };
+
+  static TokenWindows numbered_tokens(int windows, int seqlen, int64_t vocab) {
+    TokenWindows tokens;
+    tokens.seqlen = seqlen;
+    tokens.ids.resize(size_t(windows) * size_t(seqlen));
+    for (size_t i = 0; i < tokens.ids.size(); ++i) tokens.ids[i] = int32_t(int64_t(i) % vocab);
+    return tokens;
+  }
+
+  at::ScalarType stored() const { return scalar_type(model_.architecture.dtype); }
+
+  /// x_0: anything finite and different in each element.
+  void begin(Boundaries& boundaries) {
+    const auto sink = boundaries.sink({Stream::kDense, 0});
+    at::Tensor x = at::empty({tokens_.seqlen, model_.architecture.hidden}, at::kFloat);
+    for (int window = 0; window < tokens_.count(); ++window) {
+      auto* value = x.mutable_data_ptr<float>();
+      for (int64_t i = 0; i < x.numel(); ++i) {
+        value[i] = float((i * 7919 + window * 104729) % 2048) / 1024.0f - 1.0f;
+      }
+      sink->write(window, x);
+    }
+  }
+
+  void compute(GraphSpan& span, Boundaries& boundaries) {
+    start_job(span, model_, machine_.device(), rotary_, boundaries, {});
+    WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
+    Calibrate(Calibrate::Statistics::kSquares).run(job);
+    work_of(span).job.reset();
+  }
+
+  /// Reads every block into its slot, where compute_alone() finds it.
+  void load() {
+    stream(int(slots_.size()), Reads::kYes, [](GraphSpan&) {});
+  }
+
+  double with_cache(const std::function<double(CachedBoundaries&)>& measure) {
+    CacheOptions options;
+    options.directory = scratch_;
+    options.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
+                     model_.architecture.dtype};
+    options.compute = compute_;
+    CachedBoundaries cached(options, machine_.engine(), machine_.hdf5_thread(), machine_.meters(),
+                            [](Boundary, const FileRecord&) {});
+    cached.set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });
+    machine_.device().executor().run([&] { begin(cached); });
+    cached.wait_durable({Stream::kDense, 0});
+    const double seconds = measure(cached);
+    const auto start = std::chrono::steady_clock::now();
+    cached.wait_durable({Stream::kDense, 2 * int(blocks_.size())});  // the drain is part of it
+    return seconds + seconds_since(start);
+  }
+
+  static double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  double stream(int num_slots, Reads reads, std::function<void(GraphSpan&)> forward) {
+    GraphOptions options;
+    options.slots.assign(slots_.begin(), slots_.begin() + num_slots);
+    GraphWork work;
+    work.num_spans = int(blocks_.size());
+    work.plan = [&](GraphSpan& span) {
+      plan_span(span, model_, spans_, blocks_[size_t(span.index)]);
+      if (reads == Reads::kNo) span.plan.reads.clear();
+    };
+    work.forward = std::move(forward);
+    BlockGraph graph(std::move(options), std::move(work), machine_.engine(),
+                     machine_.device().executor(), machine_.store_thread());
+    const auto start = std::chrono::steady_clock::now();
+    graph.run();
+    return seconds_since(start);
+  }
+
+  SourceModel model_;
+  TokenWindows tokens_;
+  ModelSpans spans_;
+  Machine machine_;
+  fs::path scratch_;
+  at::ScalarType compute_;
+  RotaryTable rotary_;
+  std::vector<ModelSpan> blocks_;
+  std::vector<std::span<std::byte>> slots_;
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+}  // namespace coppice
+
+int main(int argc, char** argv) {
+  if (argc != 6) {
+    fmt::print(stderr, "usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS\n");
+    return 2;
+  }
+  coppice::StreamBench bench(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  std::vector<double> both, compute, io, ratios;
+  for (int round = 0; round < std::atoi(argv[5]); ++round) {
+    both.push_back(bench.both());
+    compute.push_back(bench.compute_alone());
+    io.push_back(bench.io_alone());
+    ratios.push_back(both.back() / std::max(compute.back(), io.back()));
+  }
+  fmt::print("{{\"both\": {:.4f}, \"compute\": {:.4f}, \"io\": {:.4f}, \"ratio\": {:.4f}}}\n",
+             coppice::median(both), coppice::median(compute), coppice::median(io),
+             coppice::median(ratios));
+  return 0;
+}

@@ -1,0 +1,74 @@
+"""A disk that fills up while a run is at work: it waits, or ends and can be continued."""
+
+import subprocess
+import time
+import unittest
+
+from support import PROGRAM, ProgramTest, shards
+
+# A file system of its own, in a mount namespace that ends with the process.
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+SMALL_DISK = "mount -t tmpfs -o size=48m tmpfs small"
+
+
+def can_mount():
+    """Whether this machine lets us have such a file system."""
+    probe = f"mkdir -p /tmp/coppice.$$ && mount -t tmpfs tmpfs /tmp/coppice.$$; rmdir /tmp/coppice.$$"
+    try:
+        done = subprocess.run([*NAMESPACE, "sh", "-c", probe], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return b"denied" not in done.stderr and b"not permitted" not in done.stderr
+
+
+@unittest.skipUnless(can_mount(), "no mount namespaces here")
+class FullDisk(ProgramTest):
+    def arguments(self, output, **keys):
+        keys = {"nsamples": 64, "epochs": 4, "work_dir": "small/work"} | keys
+        return self.run_arguments(
+            self.model(), self.tokens(64 * 32), output, **keys
+        )
+
+    def run_while_it_fills(self, arguments, then):
+        """Runs in the namespace; once the run's journal is there the disk is filled, then `then`."""
+        script = (
+            f"mkdir small && {SMALL_DISK} && ({PROGRAM} $* 2>messages; echo $? >code) & "
+            "while [ ! -s small/work/journal.bin ]; do sleep 0.01; done; "
+            "head -c 100m /dev/zero >small/filler 2>/dev/null; "
+            f"{then} wait; cp -r small/work kept 2>/dev/null"
+        )
+        subprocess.run(
+            [*NAMESPACE, "sh", "-c", script, "sh", *map(str, arguments)],
+            cwd=self.dir,
+            timeout=280,
+            check=False,
+        )
+        return int((self.dir / "code").read_text()), (
+            self.dir / "messages"
+        ).read_text()
+
+    def test_waits_for_room_and_goes_on(self):
+        self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
+        code, messages = self.run_while_it_fills(
+            self.arguments("out"),
+            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+        )
+        self.assertEqual(code, 0, messages)
+        self.assertIn("there is room again", messages)
+        self.assertEqual(shards(self.dir / "out"), shards(self.dir / "plenty"))
+
+    def test_patience_ends_with_a_run_that_can_be_continued(self):
+        self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
+        begin = time.monotonic()
+        code, messages = self.run_while_it_fills(
+            self.arguments("out", disk_wait=1), ""
+        )
+        self.assertEqual(code, 3, messages)
+        self.assertLess(time.monotonic() - begin, 200)
+        self.assertIn("--resume", messages)
+        self.coppice(*self.arguments("out", work_dir="kept", resume=True))
+        self.assertEqual(shards(self.dir / "out"), shards(self.dir / "plenty"))
+
+
+if __name__ == "__main__":
+    unittest.main()
