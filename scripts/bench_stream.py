@@ -74,7 +74,7 @@ class Bench:
         print(f"{'':<34} {'both':>7} {'compute':>8} {'I/O':>7} {'ratio':>6}")
         for what, name, options, blocks, windows, seqlen in (
             ("compute dominates, 16 x 256 tokens", "middle", MIDDLE, 8, 16, 256),
-            ("I/O dominates, 1 x 8 tokens", "wide", WIDE, 8, 1, 8),
+            ("I/O dominates, 1 x 8 tokens", "deep", WIDE, 16, 1, 8),
         ):
             done = subprocess.run(
                 ["build/release/bin/stream_bench", self.model(name, options, blocks)]

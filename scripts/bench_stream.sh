@@ -4,7 +4,7 @@
 #
 # usage: scripts/bench_stream.sh [--dir DIR] [--rounds N] [--large]   (default: runs/bench_stream, 3 rounds)
 #
-# Makes synthetic checkpoints (about 4 GiB) in DIR and removes them again. --large adds two blocks of
+# Makes synthetic checkpoints (about 8 GiB) in DIR and removes them again. --large adds two blocks of
 # the shape of a 72B model: 12 GiB of disk, 20 GiB of RAM, some ten minutes on two cores.
 
 set -euo pipefail

@@ -47,6 +47,10 @@ class CachedBoundaries::Sink final : public ActivationSink {
     {
       std::lock_guard lock(owner.mutex_);
       owner.written_[boundary] = promise_future;
+      owner.in_memory_.erase(boundary);
+      if (int64_t(file_->kept->size()) == owner.options_.shape.windows) {
+        owner.in_memory_[boundary] = file_->in_memory.get_future().share();
+      }
       owner.kept_[boundary] = file_->kept;
     }
     owner.hdf5_.post([file = file_, &owner] {
@@ -83,6 +87,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
       auto chunk = std::make_shared<EncodedChunk>();
       std::exception_ptr failure;
       try {
+        const Stopwatch busy(owner.meters_.encode);
+        owner.meters_.encode.add_bytes(raw->size());
         const TraceSlice slice(owner.meters_.trace, Track::kEncode,
                                [&] { return name_of(file->boundary, window); });
         *chunk = encode_chunk(*raw, owner.options_.shape.element_bytes());
@@ -102,6 +108,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
     Boundary boundary;
     int64_t first_window = 0;  // of the file
     std::shared_ptr<KeptWindows> kept;
+    std::promise<void> in_memory;  // every window to be kept is
     std::promise<void> done;
     std::atomic<int> pending = 0;
     // The rest belongs to the HDF5 thread.
@@ -153,6 +160,13 @@ class CachedBoundaries::Sink final : public ActivationSink {
                                  " is missing");
         }
       }
+    });
+    if (file.failure) {
+      file.in_memory.set_exception(file.failure);
+    } else {
+      file.in_memory.set_value();
+    }
+    guarded(file, [&] {
       if (file.writer == nullptr) return;
       const Stopwatch busy(owner.meters_.writes);
       const TraceSlice slice(owner.meters_.trace, Track::kCacheWrites,
@@ -184,10 +198,11 @@ class CachedBoundaries::Source final : public ActivationSource {
       const auto kept = owner.kept_.find(boundary);
       if (kept != owner.kept_.end()) state_->kept = kept->second;
     }
-    if (state_->kept) state_->first_window = owner.first_in_file(boundary);
     ActivationShape shape = owner.options_.shape;
+    const bool is_in_memory = state_->kept && int64_t(state_->kept->size()) == shape.windows;
+    if (state_->kept) state_->first_window = owner.first_in_file(boundary);
     shape.windows -= state_->first_window;
-    if (shape.windows > 0) open_file(boundary, shape);
+    if (!is_in_memory) open_file(boundary, shape);
     state_->slots.resize(owner.options_.windows_ahead);
   }
 
@@ -311,9 +326,11 @@ class CachedBoundaries::Source final : public ActivationSource {
     if (state_->kept && size_t(window) < state_->kept->size()) {
       owner_.codec_.enqueue([state = state_, &slot, chunk = (*state_->kept)[size_t(window)],
                              element_bytes = owner_.options_.shape.element_bytes(),
-                             boundary = boundary_, trace = owner_.meters_.trace] {
+                             boundary = boundary_, &meters = owner_.meters_] {
         finish(*state, slot, [&] {
-          const TraceSlice slice(trace, Track::kDecode,
+          const Stopwatch busy(meters.decode);
+          meters.decode.add_bytes(slot.raw.size());
+          const TraceSlice slice(meters.trace, Track::kDecode,
                                  [&] { return name_of(boundary, slot.window); });
           decode_chunk(chunk->bytes, chunk->compressed, chunk->xxh3, element_bytes, slot.raw);
         });
@@ -334,15 +351,18 @@ class CachedBoundaries::Source final : public ActivationSource {
     if (slot.stored.bytes() < bytes) {
       slot.stored = AlignedBuffer(owner_.options_.shape.chunk_bytes() + 3 * align + 4096);
     }
-    ReadBatch batch{state_, {{&file, begin, slot.stored.span().first(bytes), needed}}};
+    ReadBatch batch{
+        state_, {{&file, begin, slot.stored.span().first(bytes), needed}}, Urgency::kNow};
     owner_.engine_.submit(
         std::move(batch),
         [state = state_, &slot, row, skipped, needed, &arena = owner_.codec_, boundary = boundary_,
-         trace = owner_.meters_.trace](ReadBatch, std::exception_ptr failure) {
-          arena.enqueue([state, &slot, row, skipped, needed, failure, boundary, trace] {
+         &meters = owner_.meters_](ReadBatch, std::exception_ptr failure) {
+          arena.enqueue([state, &slot, row, skipped, needed, failure, boundary, &meters] {
             finish(*state, slot, [&] {
               if (failure) std::rethrow_exception(failure);
-              const TraceSlice slice(trace, Track::kDecode,
+              const Stopwatch busy(meters.decode);
+              meters.decode.add_bytes(slot.raw.size());
+              const TraceSlice slice(meters.trace, Track::kDecode,
                                      [&] { return name_of(boundary, slot.window); });
               state->reader->decode(row, slot.stored.span().subspan(skipped, needed - skipped),
                                     slot.raw);
@@ -402,7 +422,7 @@ std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary) {
     const Stopwatch wait(meters_.waits);
     const TraceSlice slice(meters_.trace, Track::kWaits,
                            [&] { return to_string(boundary) + " durable"; });
-    wait_durable(boundary);
+    if (const std::shared_future<void> there = readable(boundary); there.valid()) there.get();
   }
   return std::make_unique<Source>(*this, boundary);
 }
@@ -418,6 +438,15 @@ std::unique_ptr<ActivationSource> CachedBoundaries::targets(HalfRange window) {
 std::unique_ptr<ActivationSink> CachedBoundaries::sink(Boundary boundary) {
   if (unwanted_ && unwanted_(boundary)) return nullptr;
   return std::make_unique<Sink>(*this, boundary);
+}
+
+std::shared_future<void> CachedBoundaries::readable(Boundary boundary) {
+  std::lock_guard lock(mutex_);
+  for (const auto* futures : {&in_memory_, &written_}) {
+    const auto found = futures->find(boundary);
+    if (found != futures->end()) return found->second;
+  }
+  return {};
 }
 
 void CachedBoundaries::wait_durable(Boundary boundary) {
@@ -445,6 +474,7 @@ void CachedBoundaries::expire(Boundary boundary) {
   {
     std::lock_guard lock(mutex_);
     kept_.erase(boundary);
+    in_memory_.erase(boundary);
   }
   std::error_code ignored;  // an undeleted file costs space, not correctness
   std::filesystem::remove(path_of(boundary), ignored);

@@ -73,6 +73,9 @@ class CachedBoundaries final : public Boundaries {
   int64_t windows_in_ram(Boundary boundary) const;
   /// The file holds the windows from here on.
   int64_t first_in_file(Boundary boundary) const;
+  /// What a reader of the boundary has to wait for: that its windows are in memory, where all are,
+  /// and else that its file is there. Invalid for one of an earlier process.
+  std::shared_future<void> readable(Boundary boundary);
 
   CacheOptions options_;
   IoEngine& engine_;
@@ -82,6 +85,7 @@ class CachedBoundaries final : public Boundaries {
   std::function<bool(Boundary)> unwanted_;
   std::mutex mutex_;
   std::map<Boundary, std::shared_future<void>> written_;
+  std::map<Boundary, std::shared_future<void>> in_memory_;  // of those kept whole
   std::map<Boundary, std::shared_ptr<KeptWindows>> kept_;
   struct Quota;
   std::shared_ptr<Quota> behind_;

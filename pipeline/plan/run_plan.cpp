@@ -14,7 +14,8 @@
 namespace coppice {
 namespace {
 
-constexpr uint64_t kSmallImage = uint64_t{64} << 20;  // two of them: not worth a thought
+constexpr uint64_t kSmallStates = uint64_t{32} << 20;  // of the three boundaries that live at once
+constexpr uint64_t kSmallImage = uint64_t{64} << 20;   // two of them: not worth a thought
 
 bool fits(const RunPlan& plan) {
   return plan.ram.fits() && (plan.device.items.empty() || plan.device.fits()) &&
@@ -80,15 +81,20 @@ RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets) {
   return settings;
 }
 
-/// Hidden states that stay in memory spare the disk. Without a budget they are kept there only
+/// Hidden states that stay in memory spare the disk, and the wait for it between blocks. Small ones
+/// always do. Without a budget larger ones are kept there only
 /// where the disk would be what the run waits for: others want memory too.
 RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   const bool disk_is_slower = plan.disk_seconds > 0.8 * plan.compute_seconds && in.rates.known();
-  if (!in.is_ram_limit_given && !disk_is_slower) return plan;
   RunSettings settings = plan.settings;
   const uint64_t usable = in.is_ram_limit_given ? plan.ram.limit : plan.ram.limit / 2;
   const uint64_t taken = plan.ram.bytes();
-  uint64_t room = (usable - std::min(usable, taken)) / std::max<uint64_t>(1, window_bytes(in));
+  uint64_t room_bytes = usable - std::min(usable, taken);
+  if (!in.is_ram_limit_given && !disk_is_slower) room_bytes = std::min(room_bytes, kSmallStates);
+  uint64_t room = room_bytes / std::max<uint64_t>(1, window_bytes(in));
+  // Some of many: not worth the memory.
+  const bool all_fit = int64_t(room) >= 3 * in.windows;
+  if (!all_fit && !in.is_ram_limit_given && !disk_is_slower) return plan;
   if (has_half_block_boundaries(in) && !settings.recompute_targets) {
     const int64_t more = std::min(in.windows - settings.targets_in_ram, int64_t(room));
     settings.targets_in_ram += more;

@@ -44,7 +44,9 @@ struct RunMeters {
   Meter writes;       // of shards and cache
   Meter device_busy;  // tasks on the device's thread
   Meter waits;        // of the device's thread inside its tasks, for activations
-  Meter cache_raw;    // bytes only: activations before and after compression
+  Meter encode;       // of the codec's threads, bytes as they are undone
+  Meter decode;
+  Meter cache_raw;  // bytes only: activations before and after compression
   Meter cache_stored;
   Trace* trace = nullptr;  // null: not wanted
 };

@@ -70,20 +70,23 @@ json totals_report(const RunMeters& meters, const RunTotals& totals) {
   for (const auto& [name, stage] : totals.stages) {
     stages[name] = {{"seconds", stage.seconds}, {"flop", stage.flop}};
   }
-  return {
-      {"wall_seconds", totals.wall_seconds},
-      {"compute_seconds", meters.device_busy.seconds() - meters.waits.seconds()},
-      {"read_seconds", meters.reads.seconds()},
-      {"write_seconds", meters.writes.seconds()},
-      {"compute_waited_for_io_seconds", waited},
-      {"bytes_read", meters.reads.bytes()},
-      {"bytes_written", meters.writes.bytes()},
-      {"peak_rss_bytes", peak_rss_bytes()},
-      {"peak_device_bytes", totals.peak_device_bytes},
-      {"resumed", totals.resumed},
-      {"stages", stages},
-      {"activation_cache",
-       {{"raw_bytes", meters.cache_raw.bytes()}, {"stored_bytes", meters.cache_stored.bytes()}}}};
+  return {{"wall_seconds", totals.wall_seconds},
+          {"compute_seconds", meters.device_busy.seconds() - meters.waits.seconds()},
+          {"read_seconds", meters.reads.seconds()},
+          {"write_seconds", meters.writes.seconds()},
+          {"compute_waited_for_io_seconds", waited},
+          {"bytes_read", meters.reads.bytes()},
+          {"bytes_written", meters.writes.bytes()},
+          {"peak_rss_bytes", peak_rss_bytes()},
+          {"peak_device_bytes", totals.peak_device_bytes},
+          {"resumed", totals.resumed},
+          {"stages", stages},
+          {"activation_cache",
+           {{"raw_bytes", meters.cache_raw.bytes()},
+            {"stored_bytes", meters.cache_stored.bytes()},
+            {"encode_seconds", meters.encode.seconds()},
+            {"decode_seconds", meters.decode.seconds()},
+            {"decoded_bytes", meters.decode.bytes()}}}};
 }
 
 json plan_against_run(const json& plan, const RunTotals& totals) {

@@ -23,12 +23,16 @@ struct Read {
   uint64_t required_bytes = 0;
 };
 
+/// kAhead: before it is needed. kNow: somebody waits for it, or will before long.
+enum class Urgency { kAhead, kNow };
+
 /// Reads that succeed or fail together. `memory` (a lease, a buffer; it may own the files too)
 /// stays alive until the last of them has been reaped, so nothing a caller destroys can be written
 /// to after it is gone. The files must be open that long.
 struct ReadBatch {
   std::shared_ptr<void> memory;
   std::vector<Read> reads;
+  Urgency urgency = Urgency::kAhead;
 };
 
 /// Called once per batch on one of the engine's threads, after *every* read of the batch has been
@@ -54,7 +58,9 @@ class IoEngine {
  public:
   virtual ~IoEngine() = default;  // reaps everything in flight first
   virtual std::string_view name() const = 0;
-  /// Any thread; returns at once. Reads of earlier batches are started first.
+  /// Any thread; returns at once. Reads of urgent batches are started before all others, those of
+  /// earlier batches before those of later ones: a block that is read ahead, however large, holds
+  /// nothing up that somebody waits for.
   virtual void submit(ReadBatch batch, ReadCompletion done) = 0;
   /// Makes reads cheaper that fall into `what`, where the engine can; the bytes are the same
   /// either way. Registered memory is resident from now on. A refusal is no error: it is told to

@@ -1,6 +1,7 @@
 // One lock around the line of batches; completions are called outside it.
 #include "storage/io/read_queue.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -10,7 +11,10 @@ namespace coppice {
 
 struct ReadQueue::Batch {
   Batch(ReadBatch wanted, ReadCompletion completion)
-      : batch(std::move(wanted)), done(std::move(completion)), num_reads(batch.reads.size()) {}
+      : batch(std::move(wanted)),
+        done(std::move(completion)),
+        urgency(batch.urgency),
+        num_reads(batch.reads.size()) {}
 
   bool all_started() const { return next == num_reads; }
 
@@ -33,6 +37,7 @@ struct ReadQueue::Batch {
 
   ReadBatch batch;
   ReadCompletion done;
+  const Urgency urgency;
   // Counted once: a failed batch may still wait in line when its completion, outside the lock, has
   // taken `batch` away.
   const size_t num_reads;
@@ -59,7 +64,12 @@ void ReadQueue::push(ReadBatch batch, ReadCompletion done) {
   auto entry = std::make_shared<Batch>(std::move(batch), std::move(done));
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push_back(std::move(entry));
+    auto place = waiting_.end();
+    if (entry->urgency == Urgency::kNow) {
+      place = std::find_if(waiting_.begin(), waiting_.end(),
+                           [](const auto& other) { return other->urgency != Urgency::kNow; });
+    }
+    waiting_.insert(place, std::move(entry));
   }
   changed_.notify_all();
 }

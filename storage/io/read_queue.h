@@ -13,8 +13,9 @@
 
 namespace coppice {
 
-/// First in, first out. A batch one of whose reads fails starts no further read. Any thread.
-/// Completions are called outside the lock, on the thread that takes or finishes, exactly once.
+/// First in, first out, urgent batches before all others. A batch one of whose reads fails starts
+/// no further read. Any thread. Completions are called outside the lock, on the thread that takes
+/// or finishes, exactly once.
 class ReadQueue {
  public:
   struct Batch;  // opaque: what a ticket keeps alive

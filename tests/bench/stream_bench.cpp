@@ -174,6 +174,10 @@ class StreamBench {
     options.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
                      model_.architecture.dtype};
     options.compute = compute_;
+    // As the plan has it: small hidden states stay in memory as well.
+    if (3 * options.shape.chunk_bytes() * uint64_t(tokens_.count()) < (uint64_t{32} << 20)) {
+      options.inputs_in_ram = tokens_.count();
+    }
     CachedBoundaries cached(options, machine_.engine(), machine_.hdf5_thread(), machine_.meters(),
                             [](Boundary, const FileRecord&) {});
     cached.set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });

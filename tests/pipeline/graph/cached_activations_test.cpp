@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <future>
 #include <numeric>
 
 #include "storage/errors.h"
@@ -136,6 +137,23 @@ TEST_P(CachedActivationsTest, BetweenBlocksTheFileHoldsEveryWindowWhateverIsInMe
     expect_all(*cache->inputs(kFromThere));
     expect_all(*boundaries()->inputs(kFromThere));  // another process, which has the file alone
   }
+}
+
+TEST_P(CachedActivationsTest, WhatIsInMemoryIsReadBeforeItsFileIsDurable) {
+  std::promise<void> room;
+  const auto there_is_room = room.get_future().share();
+  CacheOptions options;
+  options.directory = dir_.path();
+  options.shape = {kWindows, kSeqlen, kHidden, GetParam()};
+  options.compute = at::kFloat;
+  options.windows_behind = kWindows;
+  options.inputs_in_ram = kWindows;
+  CachedBoundaries cache(options, *engine_, hdf5_, meters_,
+                         [there_is_room](Boundary, const FileRecord&) { there_is_room.wait(); });
+  write_all(cache);
+  expect_all(*cache.inputs(kFromThere));  // would hang if it waited for what waits here
+  room.set_value();
+  cache.wait_durable(kBoundary);
 }
 
 TEST_P(CachedActivationsTest, WhatIsInMemoryIsNotRead) {

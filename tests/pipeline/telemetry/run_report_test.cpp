@@ -82,6 +82,9 @@ TEST(RunReport, TotalsComeFromTheirMeters) {
   meters.writes.add_bytes(500);
   meters.device_busy.add_seconds(10);
   meters.waits.add_seconds(1.5);
+  meters.encode.add_seconds(7);
+  meters.decode.add_seconds(8);
+  meters.decode.add_bytes(900);
   meters.cache_raw.add_bytes(64);
   meters.cache_stored.add_bytes(32);
   RunTotals totals;
@@ -98,7 +101,8 @@ TEST(RunReport, TotalsComeFromTheirMeters) {
     "compute_waited_for_io_seconds": 2.0, "bytes_read": 1000, "bytes_written": 500,
     "peak_device_bytes": 77, "resumed": true,
     "stages": {"prune": {"seconds": 4.0, "flop": 1e9}},
-    "activation_cache": {"raw_bytes": 64, "stored_bytes": 32}})"));
+    "activation_cache": {"raw_bytes": 64, "stored_bytes": 32,
+                         "encode_seconds": 7.0, "decode_seconds": 8.0, "decoded_bytes": 900}})"));
 }
 
 TEST(RunReport, BlocksAndTotalsJoinTheHeadInOrder) {

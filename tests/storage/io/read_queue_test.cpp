@@ -24,8 +24,10 @@ class ReadQueueTest : public ::testing::Test {
   ReadQueueTest() { write_file(directory_ / "file", "x"); }
 
   /// `name` appears in `completed_`, with '!' if the batch failed.
-  void push(ReadQueue& queue, const std::string& name, const std::vector<size_t>& sizes) {
+  void push(ReadQueue& queue, const std::string& name, const std::vector<size_t>& sizes,
+            Urgency urgency = Urgency::kAhead) {
     ReadBatch batch;
+    batch.urgency = urgency;
     for (const size_t bytes : sizes) {
       batch.reads.push_back({.file = &file(), .into = std::span(memory_).first(bytes)});
     }
@@ -59,6 +61,24 @@ TEST_F(ReadQueueTest, ReadsOfEarlierBatchesComeFirst) {
   }
   EXPECT_THAT(order, ElementsAre(1, 2, 3));
   for (ReadQueue::Ticket& ticket : tickets) queue.finish(std::move(ticket), nullptr);
+}
+
+TEST_F(ReadQueueTest, UrgentBatchesOvertakeAllOthersButNotEachOther) {
+  ReadQueue queue(1000);
+  push(queue, "ahead", {1, 2, 3});
+  std::vector<ReadQueue::Ticket> tickets;
+  tickets.push_back(std::move(*queue.try_take()));  // one is on its way already
+  push(queue, "also ahead", {4});
+  push(queue, "now", {5, 6}, Urgency::kNow);
+  push(queue, "and now", {7}, Urgency::kNow);
+  std::vector<size_t> order;
+  while (auto ticket = queue.try_take()) {
+    order.push_back(ticket->read->into.size());
+    tickets.push_back(std::move(*ticket));
+  }
+  EXPECT_THAT(order, ElementsAre(5, 6, 7, 2, 3, 4));
+  for (ReadQueue::Ticket& ticket : tickets) queue.finish(std::move(ticket), nullptr);
+  EXPECT_THAT(completed_, ElementsAre("now", "and now", "ahead", "also ahead"));
 }
 
 TEST_F(ReadQueueTest, BytesInFlightStayWithinTheBound) {
