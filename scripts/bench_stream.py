@@ -3,7 +3,9 @@
 import argparse
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,13 +104,25 @@ class Bench:
             f"ratios {peaks[80] / peaks[8]:.3f} (depth), {many / peaks[8]:.3f} (windows)"
         )
 
+    def smallest_budget(self, model: Path, *flags: object) -> int:
+        """MiB that a refused run says it would fit into."""
+        done = subprocess.run(
+            [PROGRAM, "plan", "--model", model, "--ram-budget", "1MiB"] + [str(f) for f in flags],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        size, unit = re.search(r"would fit into ([\d.]+) (\w+)", done.stderr).groups()
+        return math.ceil(float(size) * {"MiB": 1, "GiB": 1024}[unit]) + 1
+
     def budgets(self) -> None:
         print("\nbudgets, from too little to plenty (4 blocks of 17 M parameters)")
         model = self.model("sweep", MIDDLE, 4)
-        flags = ("--nsamples", 16, "--seqlen", 128)
+        flags = ("--nsamples", 32, "--seqlen", 128, "--probe", "false")
+        smallest = self.smallest_budget(model, *flags)
         print(f"{'budget':>9} {'peak RSS':>10} {'planned':>9} {'seconds':>8}  settings")
         seen = set()
-        for mib in (128, 256, 384, 448, 512, 576, 640, 768, 1024, 2048):
+        for factor in (0.25, 0.5, 0.99, 1.0, 1.02, 1.04, 1.07, 1.1, 2):
+            mib = math.ceil(smallest * factor)
             result = self.run(model, "--ram-budget", f"{mib}MiB", *flags)
             if result["code"] == 5:
                 print(f"{mib:5} MiB    refused before the first read")

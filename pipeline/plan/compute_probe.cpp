@@ -78,9 +78,9 @@ class Probe {
   }
 
   double touch_rate() const {
-    // As large as the activations of a window, for what a cache holds is passed faster.
-    const int64_t elements =
-        std::clamp<int64_t>(seqlen_ * architecture_.ffn, int64_t{1} << 16, int64_t{4} << 20);
+    // Beyond what caches hold, as the optimiser's states are; the result is new memory, as results
+    // are.
+    constexpr int64_t elements = int64_t{4} << 20;
     const at::Tensor a = at::full({elements}, 1.0, options_),
                      b = at::full({elements}, 2.0, options_);
     const double seconds = seconds_of(device_, [&] { at::add(a, b); });
