@@ -33,7 +33,7 @@ struct ResourceOptions {
   int prefetch_blocks = 0;  // device slots: blocks in memory at once; 0: what the plan chooses
   uint64_t slab_bytes = uint64_t{64} << 20;
   int num_slabs = 8;
-  std::string targets = "auto";  // of half-blocks: auto | cached | recomputed
+  std::string half_block_targets = "auto";  // of half-blocks: auto | cached | recomputed
   int disk_wait_seconds = 3600;  // for room on a full disk, before the run ends and can be resumed
   bool probe = true;  // measure disk, codec and products first, for the time a run will take
 };

@@ -171,7 +171,7 @@ std::vector<RecipeKey> budget_keys() {
                "hidden states inside a block: cached, recomputed, or auto (what is cheaper)",
                one_of<std::string>(
                    {{"auto", "auto"}, {"cached", "cached"}, {"recomputed", "recomputed"}}),
-               &Recipe::resources, &ResourceOptions::targets, effect),
+               &Recipe::resources, &ResourceOptions::half_block_targets, effect),
       make_key("resources", "probe",
                "measure disk, codec and products for a few seconds, to tell the time a run takes",
                true_or_false(), &Recipe::resources, &ResourceOptions::probe, effect),

@@ -54,7 +54,7 @@ class PruneRun {
 
  private:
   Fingerprint fingerprint() const;
-  CacheOptions cache_options() const;
+  CacheOptions cache_options();
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
   void choose_spans();
@@ -139,7 +139,7 @@ Fingerprint PruneRun::fingerprint() const {
   return print;
 }
 
-CacheOptions PruneRun::cache_options() const {
+CacheOptions PruneRun::cache_options() {
   CacheOptions options;
   options.directory = options_.work;
   options.shape = {tokens_.count(), tokens_.seqlen, model_.architecture.hidden,
@@ -201,7 +201,12 @@ GraphResult PruneRun::stream() {
   progress_.expect(int(std::count_if(spans_.begin(), spans_.end(),
                                      [this](const ModelSpan& span) { return to_adapt(span); })));
   const InterruptGuard guard(graph);
-  return graph.run();
+  try {
+    return graph.run();
+  } catch (...) {
+    space_.give_up();  // what is still being written waits for no room
+    throw;
+  }
 }
 
 void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
@@ -216,7 +221,7 @@ void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
   const SpanShape shape{model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
                         int64_t(c10::elementSize(compute_))};
   // What one stage freed in small pieces the next cannot use in large ones.
-  if (plan_.is_tight()) release_free_memory();
+  if (plan_.is_tight) release_free_memory();
   const double flop = stage.cost(shape).flop();
   totals.seconds += seconds;
   totals.flop += flop;
@@ -271,15 +276,22 @@ void PruneRun::adapt(GraphSpan& span) {
   }
   work.job.reset();
   boundaries_->expire({Stream::kDense, 2 * work.span.block + 1});  // made again with its block
+  boundaries_->forget(
+      {Stream::kDense, 2 * work.span.block});  // on disk until the block is recorded
 }
 
 void PruneRun::store(GraphSpan& span) {
+  if (work_of(span).span.kind != SpanKind::kBlock) return;
   const int block = work_of(span).span.block;
+  const Boundary input{Stream::kDense, 2 * block}, next{Stream::kDense, 2 * block + 2};
   std::unique_lock lock(adapted_mutex_);
   auto adapted = adapted_.extract(block);
   lock.unlock();
-  if (adapted.empty() || work_of(span).span.kind != SpanKind::kBlock) return;
-  const Boundary next{Stream::kDense, 2 * block + 2};
+  if (adapted.empty()) {  // recorded by an earlier process: only the hidden states were missing
+    if (!is_unwanted(next)) boundaries_->wait_durable(next);
+    boundaries_->expire(input);
+    return;
+  }
   FileRecord file;
   space_.require(options_.output, adapted.mapped().image.size());
   {
@@ -289,12 +301,14 @@ void PruneRun::store(GraphSpan& span) {
   }
   machine_.meters().writes.add_bytes(file.bytes);
   // The block's record lets its input go, so what the next block reads must be there first.
+  // A file that could not be synced must not go unheard, though its windows were read from memory.
+  boundaries_->wait_durable(input);
   if (!is_unwanted(next)) boundaries_->wait_durable(next);
   json& report = adapted.mapped().report;
   report.update(
       waits_report(span.times, work_of(span).waited_for_activations, SpanTimes::Clock::now()));
   state_->record_block(block, file, report);
-  boundaries_->expire({Stream::kDense, 2 * block});
+  boundaries_->expire(input);
   progress_.done(block_line(report, int(model_.architecture.num_blocks)));
 }
 
@@ -305,6 +319,8 @@ json PruneRun::report_head() const {
   for (const SafetensorsHeader& header : model_.checkpoint.headers()) {
     for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
   }
+  const double measured = plan_inputs_->rates.mlp_product_flop;
+  const json product_rate = measured > 0 ? json(measured) : json();
   return {{"version", COPPICE_VERSION},
           {"command", options_.command},
           {"model",
@@ -316,7 +332,7 @@ json PruneRun::report_head() const {
            {{"device", device.name()},
             {"description", device.description()},
             {"compute_dtype", c10::toString(compute_)},
-            {"product_flop_per_second", plan_inputs_->rates.mlp_product_flop},
+            {"product_flop_per_second", product_rate},
             {"io_engine", machine_.engine().name()}}},
           {"recipe", recipe_json(options_.recipe)},
           {"calibration",
@@ -388,6 +404,7 @@ RunResult PruneRun::execute() {
   plan_ = plan_run(*plan_inputs_);
   stream_start_ = std::chrono::steady_clock::now();
   if (!state_->has_outer()) {
+    space_.require(options_.output, plan_inputs_->outer_bytes);
     const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");
     state_->record_outer(output_.write_outer());
   }

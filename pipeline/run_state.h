@@ -34,8 +34,14 @@ class RunState {
   bool is_resumed() const { return is_resumed_; }
   bool is_finished() const { return is_finished_; }
   bool has_outer() const { return has_outer_; }
-  bool has_block(int block) const { return blocks_.count(block) != 0; }
-  bool has_boundary(Boundary boundary) const { return boundaries_.count(boundary) != 0; }
+  bool has_block(int block) const {
+    const std::lock_guard lock(mutex_);
+    return blocks_.count(block) != 0;
+  }
+  bool has_boundary(Boundary boundary) const {
+    const std::lock_guard lock(mutex_);
+    return boundaries_.count(boundary) != 0;
+  }
   /// By block, what record_block was given.
   const std::map<int, nlohmann::json>& block_reports() const { return blocks_; }
 

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "pipeline/interrupt.h"           // Interrupted
 #include "pipeline/telemetry/progress.h"  // human_bytes, human_seconds
 #include "storage/errors.h"               // IoError
 
@@ -18,11 +19,11 @@ using Clock = std::chrono::steady_clock;
 // For journal, index and what HDF5 writes late.
 constexpr uint64_t kReserveBytes = uint64_t{4} << 20;
 
+// A disk that cannot be asked is written to, and says itself what it lacks.
 uint64_t free_on(const fs::path& directory) {
-  std::error_code
-      ignored;  // a disk that cannot be asked is written to, and says itself what it lacks
-  const fs::space_info space = fs::space(directory, ignored);
-  return ignored ? UINT64_MAX : space.available;
+  std::error_code error;
+  const fs::space_info space = fs::space(directory, error);
+  return error ? UINT64_MAX : space.available;
 }
 
 }  // namespace
@@ -33,7 +34,7 @@ SpaceGuard::SpaceGuard(SpaceGuardOptions options) : options_(std::move(options))
   if (!options_.stopped) options_.stopped = [] { return false; };
 }
 
-void SpaceGuard::require(const fs::path& directory, uint64_t bytes) const {
+void SpaceGuard::require(const fs::path& directory, uint64_t bytes) {
   const uint64_t needed = bytes + kReserveBytes;
   uint64_t free = options_.free_bytes(directory);
   if (free >= needed) return;
@@ -43,7 +44,9 @@ void SpaceGuard::require(const fs::path& directory, uint64_t bytes) const {
                             human_seconds(double(options_.patience.count()))));
   const Clock::time_point start = Clock::now();
   while (free < needed) {
-    if (options_.stopped() || Clock::now() - start >= options_.patience) {
+    if (options_.stopped()) throw Interrupted();
+    if (given_up_ || Clock::now() - start >= options_.patience) {
+      given_up_ = true;
       throw IoError(fmt::format("no space left: {} needed, {} free; make room and continue with "
                                 "--resume",
                                 human_bytes(double(needed)), human_bytes(double(free))),

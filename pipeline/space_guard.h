@@ -1,6 +1,7 @@
 // Waits for room on a disk instead of failing on it: a night's work is worth a pause.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -13,7 +14,7 @@ struct SpaceGuardOptions {
   std::chrono::seconds patience{3600};                // after which waiting ends in an error
   std::chrono::milliseconds interval{1000};           // between two looks at the disk
   std::function<void(const std::string&)> note = {};  // told when a wait begins and ends
-  std::function<bool()> stopped = {};                 // ends a wait with an error at once
+  std::function<bool()> stopped = {};                 // ends a wait at once
   /// Asked for the bytes that are free; by default of the kernel.
   std::function<uint64_t(const std::filesystem::path&)> free_bytes = {};
 };
@@ -26,10 +27,13 @@ class SpaceGuard {
   /// Returns once `directory` has room for `bytes` and a little more, so that what is at work there
   /// can still be closed and recorded. Throws IoError (no space left), naming what is needed, what
   /// is free and how to go on, when patience ends.
-  void require(const std::filesystem::path& directory, uint64_t bytes) const;
+  /// From then on, and from give_up() on, nobody waits any more. Throws Interrupted if stopped.
+  void require(const std::filesystem::path& directory, uint64_t bytes);
+  void give_up() { given_up_ = true; }
 
  private:
   SpaceGuardOptions options_;
+  std::atomic<bool> given_up_ = false;
 };
 
 }  // namespace coppice

@@ -114,6 +114,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
     // The rest belongs to the HDF5 thread.
     std::unique_ptr<ActivationCacheWriter> writer;
     std::exception_ptr failure;
+    size_t num_kept = 0;
     bool closed = false;
   };
 
@@ -130,9 +131,10 @@ class CachedBoundaries::Sink final : public ActivationSink {
   static void write_chunk(CachedBoundaries& owner, File& file, int window,
                           const std::shared_ptr<EncodedChunk>& chunk, std::exception_ptr failure) {
     if (failure && !file.failure) file.failure = failure;
-    if (size_t(window) < file.kept->size()) {
+    if (size_t(window) < file.kept->size() && !failure) {
       chunk->bytes.shrink_to_fit();
       (*file.kept)[size_t(window)] = chunk;
+      if (++file.num_kept == file.kept->size()) file.in_memory.set_value();
     }
     if (window >= file.first_window) {
       guarded(file, [&] {
@@ -141,8 +143,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
         const TraceSlice slice(owner.meters_.trace, Track::kCacheWrites,
                                [&] { return name_of(file.boundary, window); });
         file.writer->write(window - file.first_window, *chunk);
+        owner.meters_.writes.add_bytes(chunk->bytes.size());
       });
-      owner.meters_.writes.add_bytes(chunk->bytes.size());
     }
     owner.meters_.cache_stored.add_bytes(chunk->bytes.size());
     owner.meters_.cache_raw.add_bytes(owner.options_.shape.chunk_bytes());
@@ -153,18 +155,13 @@ class CachedBoundaries::Sink final : public ActivationSink {
 
   static void finish_if_last(CachedBoundaries& owner, File& file) {
     if (!file.closed || file.pending > 0) return;
-    guarded(file, [&] {
-      for (size_t window = 0; window < file.kept->size(); ++window) {
-        if ((*file.kept)[window] == nullptr) {
-          throw std::logic_error(to_string(file.boundary) + ": window " + std::to_string(window) +
-                                 " is missing");
-        }
-      }
-    });
-    if (file.failure) {
+    if (file.num_kept < file.kept->size()) {
+      guarded(file, [&] {
+        throw std::logic_error(to_string(file.boundary) + ": " + std::to_string(file.num_kept) +
+                               " of " + std::to_string(file.kept->size()) +
+                               " windows to be kept in memory were written");
+      });
       file.in_memory.set_exception(file.failure);
-    } else {
-      file.in_memory.set_value();
     }
     guarded(file, [&] {
       if (file.writer == nullptr) return;
@@ -470,12 +467,14 @@ int64_t CachedBoundaries::first_in_file(Boundary boundary) const {
   return is_inside_a_block(boundary) ? windows_in_ram(boundary) : 0;
 }
 
+void CachedBoundaries::forget(Boundary boundary) {
+  std::lock_guard lock(mutex_);
+  kept_.erase(boundary);
+  in_memory_.erase(boundary);
+}
+
 void CachedBoundaries::expire(Boundary boundary) {
-  {
-    std::lock_guard lock(mutex_);
-    kept_.erase(boundary);
-    in_memory_.erase(boundary);
-  }
+  forget(boundary);
   std::error_code ignored;  // an undeleted file costs space, not correctness
   std::filesystem::remove(path_of(boundary), ignored);
 }

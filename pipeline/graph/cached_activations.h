@@ -59,6 +59,9 @@ class CachedBoundaries final : public Boundaries {
   /// once for one that was there before. Any thread but the HDF5 one.
   void wait_durable(Boundary boundary);
 
+  /// Lets go of what is in memory of the boundary: nobody will read it again. Any thread.
+  void forget(Boundary boundary);
+
   /// Lets go of the boundary, in memory and on disk. Any thread.
   void expire(Boundary boundary);
   std::filesystem::path path_of(Boundary boundary) const;

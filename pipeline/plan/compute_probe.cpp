@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "stages/model/half_cost.h"
@@ -18,7 +20,7 @@ namespace coppice {
 namespace {
 
 constexpr double kSeconds = 0.12;  // spent on each measurement
-constexpr int64_t kMaxElements = int64_t{16} << 20;
+constexpr int64_t kMaxElements = int64_t{4} << 20;
 
 /// Median seconds of one call. The first one, which chooses and packs, is not counted.
 double seconds_of(const Device& device, const std::function<void()>& call) {
@@ -99,7 +101,8 @@ class Probe {
   double linear_rate(int64_t in, int64_t out) const {
     out = std::clamp<int64_t>(kMaxElements / in, 1, out);
     const auto flop_a_token = 2.0 * double(in) * double(out);
-    const int64_t tokens = std::clamp<int64_t>(int64_t(1e10 / flop_a_token), 16, seqlen_);
+    const int64_t tokens =
+        std::clamp<int64_t>(int64_t(1e10 / flop_a_token), std::min<int64_t>(16, seqlen_), seqlen_);
     const at::Tensor x = at::full({tokens, in}, 0.5, options_);
     const at::Tensor w = at::full({out, in}, 0.5, options_);
     return double(tokens) * flop_a_token / seconds_of(device_, [&] { at::linear(x, w); });

@@ -11,7 +11,7 @@ namespace coppice {
 
 /// Fills the compute rates: products at::linear x [tokens, in] · w [out, in]ᵀ of each half
 /// (harmonic mean over its linears, by their FLOP), causal attention, elementwise traffic, mask
-/// selection. Medians of repetitions; matrices are cut to 64 MiB, tokens to what a tenth of a
+/// selection. Medians of repetitions; matrices are cut to 16 MiB, tokens to what a tenth of a
 /// second takes. On the device's thread.
 void probe_compute(const Device& device, const Architecture& architecture, at::ScalarType compute,
                    int64_t seqlen, Rates& rates);

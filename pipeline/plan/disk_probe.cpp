@@ -1,5 +1,8 @@
 #include "pipeline/plan/disk_probe.h"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -9,6 +12,7 @@
 #include <vector>
 
 #include "storage/cache/codec.h"
+#include "storage/errors.h"
 #include "storage/io/aligned_buffer.h"
 #include "storage/io/file.h"
 
@@ -61,7 +65,7 @@ double read_rate(const CheckpointReader& checkpoint, IoEngine& engine) {
 }
 
 double write_rate(const std::filesystem::path& scratch) {
-  const std::filesystem::path path = scratch / "probe.tmp";
+  const std::filesystem::path path = scratch / fmt::format(".coppice-probe-{}", getpid());
   const std::vector<std::byte> piece(kReadBytes, std::byte{0x5a});
   const auto write = [&](uint64_t bytes) {
     return seconds_of([&] {
@@ -81,7 +85,10 @@ double write_rate(const std::filesystem::path& scratch) {
 
 void probe_disk(const CheckpointReader& checkpoint, const std::filesystem::path& scratch,
                 IoEngine& engine, Rates& rates) {
-  rates.written_bytes = write_rate(scratch);
+  try {
+    rates.written_bytes = write_rate(scratch);
+  } catch (const IoError&) {  // no room, or not ours to write to: the run itself will say
+  }
   rates.read_bytes = read_rate(checkpoint, engine);
   if (rates.read_bytes == 0) rates.read_bytes = rates.written_bytes;  // too small to tell
 }

@@ -13,6 +13,7 @@ namespace {
 // Resident beside what is counted: stacks of threads, HDF5, oneTBB, autograd, the allocator's own.
 // Measured on blocks of 0.3 M to 880 M parameters (scripts/bench_stream.sh shows what is left).
 constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
+constexpr double kTightShare = 0.7;
 // Freed pages that the allocator keeps: a share of what stages hold.
 constexpr double kAllocatorShare = 0.06;
 
@@ -118,9 +119,10 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
 
 std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t window = window_bytes(in);
-  // The input of the block being stored, of the one at work, and what the latter makes.
-  std::vector<PlanItem> items = {
-      {"hidden states between blocks (3)", 3 * window * uint64_t(in.windows)}};
+  // The inputs of the blocks being stored and of the one at work, and what the latter makes.
+  const int boundaries = 2 + settings.outputs;
+  std::vector<PlanItem> items = {{fmt::format("hidden states between blocks ({})", boundaries),
+                                  uint64_t(boundaries) * window * uint64_t(in.windows)}};
   if (has_cached_targets(in, settings)) {
     items.push_back(
         {"hidden states inside a block", window * uint64_t(in.windows - settings.targets_in_ram)});
@@ -283,9 +285,8 @@ RunPlan estimate(const PlanInputs& in, const RunSettings& settings) {
                   in.scratch_limit_name};
   plan.output = {
       "disk for the output", {{"shards", in.output_bytes}}, in.output_limit, in.output_limit_name};
-  if (in.same_disk) {  // what one takes the other cannot have
-    plan.scratch.limit -= std::min(plan.scratch.limit, in.output_bytes);
-  }
+  plan.is_tight =
+      double(plan.ram.bytes() - kept_bytes(in, settings)) > kTightShare * double(plan.ram.limit);
   add_times(in, plan);
   return plan;
 }

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "pipeline/plan/compute_probe.h"
@@ -74,15 +75,17 @@ void set_device_limit(const ResourceOptions& resources, const Device& device, Pl
 void set_disk_limits(const ResourceOptions& resources, const fs::path& output,
                      const fs::path& scratch, uint64_t scratch_held, PlanInputs& inputs) {
   const fs::path out = nearest_existing(output), work = nearest_existing(scratch);
-  inputs.same_disk = file_system_of(out) == file_system_of(work);
   inputs.output_limit = fs::space(out).available;
   inputs.output_limit_name = "free on " + out.string();
   inputs.scratch_limit = fs::space(work).available + scratch_held;
   inputs.scratch_limit_name = "free on " + work.string();
+  if (file_system_of(out) == file_system_of(work)) {  // what one takes the other cannot have
+    inputs.scratch_limit -= std::min(inputs.scratch_limit, inputs.output_bytes);
+    inputs.scratch_limit_name += ", less the output";
+  }
   if (resources.disk_budget_bytes > 0 && resources.disk_budget_bytes < inputs.scratch_limit) {
     inputs.scratch_limit = resources.disk_budget_bytes;
     inputs.scratch_limit_name = "--disk-budget";
-    inputs.same_disk = false;  // the smaller of the two is the budget already
   }
 }
 

@@ -132,7 +132,8 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   improve([](RunSettings& s) { s.windows_ahead = s.windows_behind = 4; });
   // A second shard in memory pays where writing one takes longer than the next block's forward.
   const double forward = plan.stages.front().seconds / std::max(1, in.blocks_to_do);
-  const double write = in.rates.known() ? double(in.image_bytes) / in.rates.written_bytes : 0;
+  const double write =
+      in.rates.written_bytes > 0 ? double(in.image_bytes) / in.rates.written_bytes : 0;
   if (in.rates.known() ? write > forward : in.image_bytes < kSmallImage) {
     improve([](RunSettings& s) { s.outputs = 2; });
   }
@@ -142,11 +143,12 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
 }  // namespace
 
 RunPlan plan_run(const PlanInputs& in) {
-  const std::string& wanted = in.recipe.resources.targets;
+  const std::string& wanted = in.recipe.resources.half_block_targets;
   std::optional<RunPlan> cached, recomputed;
   if (wanted != "recomputed" || !has_half_block_boundaries(in)) cached = best_plan(in, false);
   if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true);
-  if (!cached && !recomputed) refuse(in, estimate(in, smallest_settings(in, false)));
+  if (!cached && !recomputed)
+    refuse(in, estimate(in, smallest_settings(in, wanted == "recomputed")));
   if (cached && recomputed) {
     return recomputed->seconds < cached->seconds ? *recomputed : *cached;
   }

@@ -60,8 +60,9 @@ struct RunPlan {
   double compute_seconds = 0, disk_seconds = 0;
   double seconds = 0;  // of the streaming: the longer of the two, and what cannot overlap
 
-  /// Whether memory should be given back as soon as it is free, though that costs page faults.
-  bool is_tight() const { return double(ram.bytes()) > 0.7 * double(ram.limit); }
+  /// Whether memory should be given back as soon as it is free, though that costs page faults: what
+  /// cannot be done without leaves little of the limit.
+  bool is_tight = false;
 };
 
 /// The facts a plan is made of: headers, recipe, machine.
@@ -86,7 +87,6 @@ struct PlanInputs {
   std::string ram_limit_name = {}, device_limit_name = {}, scratch_limit_name = {},
               output_limit_name = {};
   bool is_ram_limit_given = false;  // by a budget: then hidden states fill what is left of it
-  bool same_disk = false;           // scratch and output lie on one file system
   Rates rates = {};
 };
 

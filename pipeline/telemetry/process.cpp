@@ -34,15 +34,26 @@ uint64_t kernel_available_bytes() {
   return kUnlimited;
 }
 
+/// Of a group's usage, file pages that the kernel gives up before it refuses memory.
+uint64_t reclaimable_bytes(const std::string& directory, const std::string& key) {
+  std::ifstream statistics(directory + "/memory.stat");
+  uint64_t bytes = 0;
+  for (std::string name; statistics >> name >> bytes;) {
+    if (name == key) return bytes;
+  }
+  return 0;
+}
+
 /// What is left of the limits of a control group and those above it.
 uint64_t left_in_group(const std::string& root, std::string group, const char* limit_file,
-                       const char* usage_file) {
+                       const char* usage_file, const char* file_pages) {
   uint64_t left = kUnlimited;
   for (;;) {
     const uint64_t limit = number_in(root + group + "/" + limit_file);
     const uint64_t usage = number_in(root + group + "/" + usage_file);
     if (limit != kUnlimited && usage != kUnlimited) {
-      left = std::min(left, limit - std::min(limit, usage));
+      const uint64_t reclaimable = reclaimable_bytes(root + group, file_pages);
+      left = std::min(left, limit - std::min(limit, usage - std::min(usage, reclaimable)));
     }
     if (group.empty() || group == "/") return left;
     group.resize(group.rfind('/'));
@@ -58,10 +69,11 @@ uint64_t left_in_control_groups() {
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const std::string group = line.substr(second + 1);
     if (controllers.empty()) {
-      left = std::min(left, left_in_group("/sys/fs/cgroup", group, "memory.max", "memory.current"));
+      left = std::min(left, left_in_group("/sys/fs/cgroup", group, "memory.max", "memory.current",
+                                          "inactive_file"));
     } else if (("," + controllers + ",").find(",memory,") != std::string::npos) {
       left = std::min(left, left_in_group("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes",
-                                          "memory.usage_in_bytes"));
+                                          "memory.usage_in_bytes", "total_inactive_file"));
     }
   }
   return left;

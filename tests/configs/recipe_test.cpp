@@ -133,7 +133,7 @@ TEST(Recipe, SetReachesTheMemberThatTheKeyNames) {
   EXPECT_EQ(recipe.resources.slab_bytes, 4096u);
   EXPECT_EQ(recipe.resources.num_slabs, 9);
   EXPECT_EQ(recipe.resources.disk_wait_seconds, 5);
-  EXPECT_EQ(recipe.resources.targets, "recomputed");
+  EXPECT_EQ(recipe.resources.half_block_targets, "recomputed");
   EXPECT_FALSE(recipe.resources.probe);
 }
 

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <vector>
 
+#include "pipeline/interrupt.h"
 #include "storage/errors.h"
 
 namespace coppice {
@@ -32,7 +33,8 @@ class SpaceGuardTest : public ::testing::Test {
     };
     return SpaceGuard(options);
   }
-  std::string refusal(const SpaceGuard& guard) {
+  std::string refusal(SpaceGuard&& guard) { return refusal(guard); }
+  std::string refusal(SpaceGuard& guard) {
     try {
       guard.require("/scratch", 50 * kMiB);
     } catch (const IoError& error) {
@@ -75,7 +77,13 @@ TEST_F(SpaceGuardTest, PatienceEndsInAnErrorThatSaysHowToGoOn) {
 
 TEST_F(SpaceGuardTest, AStoppedRunDoesNotWait) {
   stopped_after_ = 3;
-  EXPECT_THAT(refusal(guard({kMiB})), HasSubstr("no space left"));
+  EXPECT_THROW(guard({kMiB}).require("/scratch", 50 * kMiB), Interrupted);
+}
+
+TEST_F(SpaceGuardTest, OnceGivenUpNobodyWaits) {
+  SpaceGuard full = guard({kMiB});
+  full.give_up();
+  EXPECT_THAT(refusal(full), HasSubstr("no space left"));
 }
 
 }  // namespace

@@ -388,8 +388,10 @@ TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
     options.batch_size = batch_size;
     return Reconstruct(options).cost(shape_of(architecture, kBlock, num_windows)).bytes_held;
   };
-  // Master, two moments, the best state and the one being judged in fp32; the mask.
-  EXPECT_EQ(2 * held(1, kWindows) - held(2, kWindows), double(parameters) * (5 * 4 + 1));
+  // Master, two moments and gradient in fp32, the mask; what the gain's gradient is summed from.
+  const double largest = double(architecture.ffn * architecture.hidden) * 4;
+  EXPECT_EQ(2 * held(500, kWindows) - held(1000, kWindows),
+            double(parameters) * (4 * 4 + 1) + largest);
   EXPECT_EQ(held(2, kWindows), held(2, 1000));
 }
 

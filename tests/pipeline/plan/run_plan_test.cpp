@@ -134,7 +134,7 @@ TEST_F(RunPlanTest, HiddenStatesStayInMemoryWhereTheDiskWouldBeWaitedFor) {
   in.rates = rates();
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 0);
   in.rates.read_bytes = in.rates.written_bytes = 1e6;
-  in.recipe.resources.targets = "cached";
+  in.recipe.resources.half_block_targets = "cached";
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 64);
 }
 
@@ -182,18 +182,6 @@ TEST_F(RunPlanTest, FullDiskIsRefusedByName) {
               AllOf(HasSubstr("disk for hidden states"), HasSubstr("free on /scratch")));
 }
 
-TEST_F(RunPlanTest, OneDiskServesBothOnlyIfItHoldsTheSum) {
-  PlanInputs in = inputs();
-  const uint64_t sum = plan_run(in).scratch.bytes() + in.output_bytes;
-  in.same_disk = true;
-  in.scratch_limit = in.output_limit = sum;
-  EXPECT_NO_THROW(plan_run(in));
-  in.scratch_limit = in.output_limit = sum - 1;
-  in.recipe.resources.targets = "cached";
-  in.ram_limit = smallest_budget(inputs()) + kMiB;  // no room for them in memory either
-  EXPECT_THROW(plan_run(in), BudgetError);
-}
-
 TEST_F(RunPlanTest, TargetsWithoutRoomAnywhereAreRecomputed) {
   PlanInputs in = inputs();
   in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
@@ -216,7 +204,7 @@ TEST_F(RunPlanTest, TargetsAreRecomputedWhereTheDiskIsSlowAndProductsAreCheap) {
 }
 
 TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
-  recipe_.resources.targets = "recomputed";
+  recipe_.resources.half_block_targets = "recomputed";
   EXPECT_TRUE(plan_run(inputs()).settings.recompute_targets);
   recipe_.reconstruct.window = WindowKind::kBlock;  // has none
   EXPECT_FALSE(plan_run(inputs()).settings.recompute_targets);
@@ -224,7 +212,7 @@ TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
 
 TEST_F(RunPlanTest, TargetsThatTheDiskHasNoRoomForStayInMemory) {
   PlanInputs in = inputs();
-  in.recipe.resources.targets = "cached";
+  in.recipe.resources.half_block_targets = "cached";
   in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, in.windows);
 }
