@@ -11,8 +11,9 @@ namespace coppice {
 namespace {
 
 // Resident beside what is counted: stacks of threads, HDF5, oneTBB, autograd, the allocator's own.
-// Measured on blocks of 0.3 M to 880 M parameters (scripts/bench_stream.sh shows what is left).
+// Measured on blocks of 3.5 M to 880 M parameters (scripts/bench_stream.sh shows what is left).
 constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
+// Of a limit: above it the allocator's freed pages are what may break it.
 constexpr double kTightShare = 0.7;
 // Freed pages that the allocator keeps: a share of what stages hold.
 constexpr double kAllocatorShare = 0.06;

@@ -82,8 +82,8 @@ RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets) {
 }
 
 /// Hidden states that stay in memory spare the disk, and the wait for it between blocks. Small ones
-/// always do. Without a budget larger ones are kept there only
-/// where the disk would be what the run waits for: others want memory too.
+/// always do; without a budget larger ones only where the disk would be what the run waits for:
+/// others want memory too.
 RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   const bool disk_is_slower = plan.disk_seconds > 0.8 * plan.compute_seconds && in.rates.known();
   RunSettings settings = plan.settings;

@@ -24,7 +24,7 @@ def can_mount():
 @unittest.skipUnless(can_mount(), "no mount namespaces here")
 class FullDisk(ProgramTest):
     def arguments(self, output, **keys):
-        keys = {"nsamples": 64, "epochs": 4, "work_dir": "small/work"} | keys
+        keys = {"nsamples": 64, "epochs": 4, "work_dir": "small/scratch"} | keys
         return self.run_arguments(
             self.model(), self.tokens(64 * 32), output, **keys
         )
@@ -33,9 +33,9 @@ class FullDisk(ProgramTest):
         """Runs in the namespace; once the run's journal is there the disk is filled, then `then`."""
         script = (
             f"mkdir small && {SMALL_DISK} && ({PROGRAM} $* 2>messages; echo $? >code) & "
-            "while [ ! -s small/work/journal.bin ]; do sleep 0.01; done; "
+            "while [ ! -s small/scratch/journal.bin ]; do sleep 0.01; done; "
             "head -c 100m /dev/zero >small/filler 2>/dev/null; "
-            f"{then} wait; cp -r small/work kept 2>/dev/null"
+            f"{then} wait; cp -r small/scratch kept 2>/dev/null"
         )
         subprocess.run(
             [*NAMESPACE, "sh", "-c", script, "sh", *map(str, arguments)],
