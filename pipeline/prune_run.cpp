@@ -150,7 +150,9 @@ CacheOptions PruneRun::cache_options() {
   options.windows_behind = plan_.settings.windows_behind;
   options.targets_in_ram = plan_.settings.targets_in_ram;
   options.inputs_in_ram = plan_.settings.inputs_in_ram;
-  options.before_write = [this](uint64_t bytes) { space_.require(options_.work, bytes); };
+  options.with_room = [this](uint64_t bytes, const std::function<void()>& take) {
+    space_.with_room(options_.work, bytes, take);
+  };
   return options;
 }
 
@@ -293,12 +295,11 @@ void PruneRun::store(GraphSpan& span) {
     return;
   }
   FileRecord file;
-  space_.require(options_.output, adapted.mapped().image.size());
-  {
+  space_.with_room(options_.output, adapted.mapped().image.size(), [&] {
     const Stopwatch busy(machine_.meters().writes);
     const TraceSlice slice(trace_.get(), Track::kShardWrites, span.name);
     file = output_.write_block(block, adapted.mapped().image);
-  }
+  });
   machine_.meters().writes.add_bytes(file.bytes);
   // The block's record lets its input go, so what the next block reads must be there first.
   // A file that could not be synced must not go unheard, though its windows were read from memory.
@@ -307,7 +308,7 @@ void PruneRun::store(GraphSpan& span) {
   json& report = adapted.mapped().report;
   report.update(
       waits_report(span.times, work_of(span).waited_for_activations, SpanTimes::Clock::now()));
-  state_->record_block(block, file, report);
+  space_.with_room(options_.work, 0, [&] { state_->record_block(block, file, report); });
   boundaries_->expire(input);
   progress_.done(block_line(report, int(model_.architecture.num_blocks)));
 }
@@ -404,9 +405,11 @@ RunResult PruneRun::execute() {
   plan_ = plan_run(*plan_inputs_);
   stream_start_ = std::chrono::steady_clock::now();
   if (!state_->has_outer()) {
-    space_.require(options_.output, plan_inputs_->outer_bytes);
     const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");
-    state_->record_outer(output_.write_outer());
+    FileRecord file;
+    space_.with_room(options_.output, plan_inputs_->outer_bytes,
+                     [&] { file = output_.write_outer(); });
+    space_.with_room(options_.work, 0, [&] { state_->record_outer(file); });
   }
 
   CacheOptions cache = cache_options();
@@ -417,7 +420,7 @@ RunResult PruneRun::execute() {
   boundaries_ = std::make_unique<CachedBoundaries>(
       std::move(cache), machine_.engine(), machine_.hdf5_thread(), machine_.meters(),
       [this](Boundary boundary, const FileRecord& file) {
-        state_->record_boundary(boundary, file);
+        space_.with_room(options_.work, 0, [&] { state_->record_boundary(boundary, file); });
       });
   boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
 

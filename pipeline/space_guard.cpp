@@ -14,7 +14,6 @@ namespace coppice {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 // For journal, index and what HDF5 writes late.
 constexpr uint64_t kReserveBytes = uint64_t{4} << 20;
@@ -26,6 +25,17 @@ uint64_t free_on(const fs::path& directory) {
   return error ? UINT64_MAX : space.available;
 }
 
+/// False if it found the disk full.
+bool try_to(const std::function<void()>& take) {
+  try {
+    take();
+  } catch (const IoError& error) {
+    if (error.error_number() != ENOSPC && error.error_number() != EDQUOT) throw;
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 SpaceGuard::SpaceGuard(SpaceGuardOptions options) : options_(std::move(options)) {
@@ -34,28 +44,39 @@ SpaceGuard::SpaceGuard(SpaceGuardOptions options) : options_(std::move(options))
   if (!options_.stopped) options_.stopped = [] { return false; };
 }
 
-void SpaceGuard::require(const fs::path& directory, uint64_t bytes) {
+void SpaceGuard::with_room(const fs::path& directory, uint64_t bytes,
+                           const std::function<void()>& take) {
   const uint64_t needed = bytes + kReserveBytes;
-  uint64_t free = options_.free_bytes(directory);
-  if (free >= needed) return;
-  options_.note(fmt::format("{}: {} needed, {} free: waiting up to {} for room (--disk-wait)",
-                            directory.string(), human_bytes(double(needed)),
-                            human_bytes(double(free)),
-                            human_seconds(double(options_.patience.count()))));
-  const Clock::time_point start = Clock::now();
-  while (free < needed) {
-    if (options_.stopped()) throw Interrupted();
-    if (given_up_ || Clock::now() - start >= options_.patience) {
-      given_up_ = true;
-      throw IoError(fmt::format("no space left: {} needed, {} free; make room and continue with "
-                                "--resume",
-                                human_bytes(double(needed)), human_bytes(double(free))),
-                    directory.string(), ENOSPC, 0, bytes);
+  const Clock::time_point deadline = Clock::now() + options_.patience;
+  for (bool has_waited = false;; has_waited = true) {
+    const uint64_t free = options_.free_bytes(directory);
+    if (free >= needed && try_to(take)) {
+      if (has_waited) {
+        options_.note(fmt::format("{}: there is room again: going on", directory.string()));
+      }
+      return;
     }
-    std::this_thread::sleep_for(options_.interval);
-    free = options_.free_bytes(directory);
+    if (!has_waited) {
+      options_.note(fmt::format("{}: {} needed, {} free: waiting up to {} for room (--disk-wait)",
+                                directory.string(), human_bytes(double(needed)),
+                                human_bytes(double(free)),
+                                human_seconds(double(options_.patience.count()))));
+    }
+    wait_a_little(directory, bytes, free, deadline);
   }
-  options_.note(fmt::format("{}: there is room again: going on", directory.string()));
+}
+
+void SpaceGuard::wait_a_little(const fs::path& directory, uint64_t bytes, uint64_t free,
+                               Clock::time_point deadline) {
+  if (options_.stopped()) throw Interrupted();
+  if (given_up_ || Clock::now() >= deadline) {
+    given_up_ = true;
+    throw IoError(
+        fmt::format("no space left: {} needed, {} free; make room and continue with --resume",
+                    human_bytes(double(bytes + kReserveBytes)), human_bytes(double(free))),
+        directory.string(), ENOSPC, 0, bytes);
+  }
+  std::this_thread::sleep_for(options_.interval);
 }
 
 }  // namespace coppice

@@ -80,7 +80,7 @@ class Bench:
         ):
             done = subprocess.run(
                 ["build/release/bin/stream_bench", self.model(name, options, blocks)]
-                + [str(x) for x in (windows, seqlen, self.dir / "cache", self.rounds)],
+                + [str(x) for x in (windows, seqlen, self.dir / "cache", 3 * self.rounds)],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -88,6 +88,7 @@ class Bench:
             r = json.loads(done.stdout)
             print(
                 f"{what:<34} {r['both']:7.2f} {r['compute']:8.2f} {r['io']:7.2f} {r['ratio']:6.3f}"
+                f" ({r['quartiles'][0]:.3f}-{r['quartiles'][1]:.3f})"
             )
 
     def memory(self) -> None:

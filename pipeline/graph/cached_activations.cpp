@@ -58,8 +58,11 @@ class CachedBoundaries::Sink final : public ActivationSink {
       shape.windows -= file->first_window;
       if (shape.windows == 0) return;  // all in memory
       guarded(*file, [&] {
-        file->writer =
-            std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary), shape);
+        owner.options_.with_room(0, [&] {
+          file->writer =
+              std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary), shape);
+          file->writer->reserve(0);
+        });
       });
     });
   }
@@ -138,7 +141,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
     }
     if (window >= file.first_window) {
       guarded(file, [&] {
-        if (owner.options_.before_write) owner.options_.before_write(chunk->bytes.size());
+        const uint64_t bytes = chunk->bytes.size();
+        owner.options_.with_room(bytes, [&] { file.writer->reserve(bytes); });
         const Stopwatch busy(owner.meters_.writes);
         const TraceSlice slice(owner.meters_.trace, Track::kCacheWrites,
                                [&] { return name_of(file.boundary, window); });

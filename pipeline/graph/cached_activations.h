@@ -30,8 +30,10 @@ struct CacheOptions {
   int codec_threads = 2;
   int64_t targets_in_ram = 0;  // first windows of a boundary inside a block: kept in memory only
   int64_t inputs_in_ram = 0;   // first windows of a boundary between blocks: in memory as well
-  /// Called on the HDF5 thread before so many bytes are written: may wait for room, or throw.
-  std::function<void(uint64_t bytes)> before_write = {};
+  /// Calls `take`, which takes so many bytes of disk, on the HDF5 thread: may wait for room first,
+  /// may call it again where it throws IoError (ENOSPC), may throw instead.
+  std::function<void(uint64_t bytes, const std::function<void()>& take)> with_room =
+      [](uint64_t, const std::function<void()>& take) { take(); };
   std::function<void(int windows)> on_read;  // told on the device's thread how many were handed out
 };
 

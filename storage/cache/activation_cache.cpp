@@ -21,6 +21,8 @@ constexpr char kMagic[] = "coppice.activations";
 constexpr uint32_t kVersion = 1;
 constexpr uint64_t kMaxChunkBytes = std::numeric_limits<uint32_t>::max();  // HDF5's limit
 constexpr H5Z_filter_t kZstdFilter = 32015;  // as registered with The HDF Group
+// What HDF5 adds beside chunks and index before the next chunk: nodes of its tree, padding.
+constexpr uint64_t kMetadataBytes = uint64_t{256} << 10;
 constexpr uint32_t kEveryFilterApplied = 0;
 constexpr uint32_t kEveryFilterSkipped = 0b11;  // shuffle, zstd
 
@@ -162,6 +164,10 @@ ActivationCacheWriter::ActivationCacheWriter(std::filesystem::path path,
 ActivationCacheWriter::~ActivationCacheWriter() = default;
 
 uint64_t ActivationCacheWriter::stored_bytes() const { return state_->stored_bytes; }
+
+void ActivationCacheWriter::reserve(uint64_t chunk_bytes) {
+  state_->file.reserve(chunk_bytes + state_->rows.size() * sizeof(IndexRow) + kMetadataBytes);
+}
 
 void ActivationCacheWriter::write(int64_t window, const EncodedChunk& chunk) {
   State& state = *state_;

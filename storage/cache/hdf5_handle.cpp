@@ -14,7 +14,8 @@
 #include <utility>
 
 #include "storage/errors.h"
-#include "storage/io/file.h"  // UniqueFd, publish_file
+#include "storage/io/file.h"         // UniqueFd, publish_file
+#include "storage/io/file_writer.h"  // throw_write_error
 
 namespace coppice {
 namespace {
@@ -190,6 +191,22 @@ int* Hdf5StagedFile::descriptor() const noexcept {
   return known ? static_cast<int*>(descriptor) : nullptr;
 }
 
+void Hdf5StagedFile::reserve(uint64_t bytes) {
+  const int* fd = descriptor();
+  if (fd == nullptr) return;
+  hsize_t size = 0;
+  calls_.check(H5Fget_filesize(file_.get(), &size), "size of the HDF5 file");
+  if (size + bytes <= reserved_bytes_) return;
+  const uint64_t begin = std::max<uint64_t>(size, reserved_bytes_);
+  const uint64_t end = size + bytes;
+  while (fallocate(*fd, FALLOC_FL_KEEP_SIZE, off_t(begin), off_t(end - begin)) != 0) {
+    if (errno == EINTR) continue;
+    if (errno != ENOSPC && errno != EDQUOT) return;  // then a write will tell
+    throw_write_error("reserving", calls_.path(), errno, begin, end - begin);
+  }
+  reserved_bytes_ = end;
+}
+
 void Hdf5StagedFile::wrote(uint64_t offset, uint64_t bytes) {
   if (const int* fd = descriptor()) write_behind_.wrote(*fd, offset, bytes);
 }
@@ -198,6 +215,7 @@ uint64_t Hdf5StagedFile::publish() {
   // The flush is what may find the disk full: while it fails, the file can still be abandoned.
   calls_.check(H5Fflush(file_.get(), H5F_SCOPE_LOCAL), "HDF5 file");
   calls_.check(file_.close(), "HDF5 file");
+  std::filesystem::resize_file(calls_.path(), std::filesystem::file_size(calls_.path()));
   const uint64_t bytes = publish_file(calls_.path(), path_);
   published_ = true;
   return bytes;

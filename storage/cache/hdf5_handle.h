@@ -88,11 +88,17 @@ class Hdf5StagedFile {
   const Hdf5Calls& calls() const { return calls_; }
   const std::filesystem::path& path() const { return path_; }
 
+  /// Takes room on the disk for `bytes` more than the file has now, so that no write within them
+  /// finds the disk full. Throws IoError (ENOSPC), after which it may be called again. Nothing
+  /// where the file system cannot.
+  void reserve(uint64_t bytes);
+
   /// Tells of raw data that HDF5 has written and will not touch again, so that it goes to the disk
   /// now and not at the end.
   void wrote(uint64_t offset, uint64_t bytes);
 
-  /// Flush → close → fdatasync → rename → directory sync. Once. Returns the size of the file.
+  /// Flush → close → give unused room back → fdatasync → rename → directory sync. Once. Returns the
+  /// size of the file.
   uint64_t publish();
   bool is_published() const { return published_; }
 
@@ -105,6 +111,7 @@ class Hdf5StagedFile {
   Hdf5Calls calls_;  // about the tmp file
   Hdf5Handle file_;
   WriteBehind write_behind_;
+  uint64_t reserved_bytes_ = 0;  // from the beginning of the file
   bool published_ = false;
 };
 

@@ -36,7 +36,7 @@ class SpaceGuardTest : public ::testing::Test {
   std::string refusal(SpaceGuard&& guard) { return refusal(guard); }
   std::string refusal(SpaceGuard& guard) {
     try {
-      guard.require("/scratch", 50 * kMiB);
+      take_room(guard);
     } catch (const IoError& error) {
       EXPECT_EQ(error.error_number(), ENOSPC);
       return error.what();
@@ -44,29 +44,56 @@ class SpaceGuardTest : public ::testing::Test {
     return "no error";
   }
 
+  // 50 MiB, of which the first `refused_` tries find the disk full.
+  void take_room(SpaceGuard&& guard) { take_room(guard); }
+  void take_room(SpaceGuard& guard) {
+    guard.with_room("/scratch", 50 * kMiB, [this] {
+      if (++tries_ <= refused_) throw IoError("reserving", "/scratch/file", ENOSPC, 0, 50 * kMiB);
+    });
+  }
+
   std::chrono::seconds patience_{3600};
+  int refused_ = 0;
+  int tries_ = 0;
   int asked_ = 0;
   int stopped_after_ = -1;
   std::vector<std::string> notes_;
 };
 
 TEST_F(SpaceGuardTest, RoomIsNotWaitedFor) {
-  guard({100 * kMiB}).require("/scratch", 50 * kMiB);
+  take_room(guard({100 * kMiB}));
   EXPECT_EQ(asked_, 1);
+  EXPECT_EQ(tries_, 1);
   EXPECT_THAT(notes_, IsEmpty());
 }
 
 TEST_F(SpaceGuardTest, GoesOnWhenThereIsRoomAndSaysSo) {
-  guard({kMiB, kMiB, kMiB, 100 * kMiB}).require("/scratch", 50 * kMiB);
+  take_room(guard({kMiB, kMiB, kMiB, 100 * kMiB}));
   EXPECT_EQ(asked_, 4);
+  EXPECT_EQ(tries_, 1);
   EXPECT_THAT(notes_, ElementsAre(AllOf(HasSubstr("/scratch"), HasSubstr("1.0 MiB free"),
                                         HasSubstr("--disk-wait")),
                                   HasSubstr("going on")));
 }
 
 TEST_F(SpaceGuardTest, LeavesRoomForTheJournal) {
-  guard({50 * kMiB, 100 * kMiB}).require("/scratch", 50 * kMiB);
+  take_room(guard({50 * kMiB, 100 * kMiB}));
   EXPECT_EQ(asked_, 2);
+}
+
+TEST_F(SpaceGuardTest, WhoWasNotQuickEnoughTriesAgain) {
+  refused_ = 2;
+  take_room(guard({100 * kMiB}));
+  EXPECT_EQ(tries_, 3);
+  EXPECT_THAT(notes_, ElementsAre(HasSubstr("waiting"), HasSubstr("going on")));
+}
+
+TEST_F(SpaceGuardTest, OtherErrorsAreNotWaitedFor) {
+  EXPECT_THROW(guard({100 * kMiB})
+                   .with_room("/scratch", kMiB,
+                              [] { throw IoError("writing", "/scratch/file", EIO, 0, 1); }),
+               IoError);
+  EXPECT_THAT(notes_, IsEmpty());
 }
 
 TEST_F(SpaceGuardTest, PatienceEndsInAnErrorThatSaysHowToGoOn) {
@@ -77,7 +104,7 @@ TEST_F(SpaceGuardTest, PatienceEndsInAnErrorThatSaysHowToGoOn) {
 
 TEST_F(SpaceGuardTest, AStoppedRunDoesNotWait) {
   stopped_after_ = 3;
-  EXPECT_THROW(guard({kMiB}).require("/scratch", 50 * kMiB), Interrupted);
+  EXPECT_THROW(take_room(guard({kMiB})), Interrupted);
 }
 
 TEST_F(SpaceGuardTest, OnceGivenUpNobodyWaits) {

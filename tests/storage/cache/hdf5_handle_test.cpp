@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -186,18 +187,66 @@ int fill_and_go_on(const std::filesystem::path& directory) {
   return 0;
 }
 
-TEST(Hdf5Handle, AFullDiskIsAnIoErrorThatLeavesNothingBehind) {
-  const testing::TempDir dir;
-  constexpr int kNotAllowed = 77;
-  const int status = exit_status_of([&dir] {
+constexpr int kNotAllowed = 77;
+
+/// Exit status of `body` in a process that sees a file system of 1 MiB at `directory`.
+template <typename Body>
+int exit_status_on_a_small_disk(const std::filesystem::path& directory, Body body) {
+  return exit_status_of([&] {
     const int spaces = geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWUSER | CLONE_NEWNS;
     if (unshare(spaces) != 0) return kNotAllowed;
     if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return kNotAllowed;
-    if (mount("tmpfs", dir.path().c_str(), "tmpfs", 0, "size=1m") != 0) return kNotAllowed;
-    return fill_and_go_on(dir.path());
+    if (mount("tmpfs", directory.c_str(), "tmpfs", 0, "size=1m") != 0) return kNotAllowed;
+    return body();
+  });
+}
+
+void fill(const std::filesystem::path& directory) {
+  std::ofstream filler(directory / "filler");
+  const std::string page(4096, 'x');
+  while (filler << page << std::flush) continue;
+}
+
+bool is_refused_for_space(Hdf5StagedFile& file, uint64_t bytes) {
+  try {
+    file.reserve(bytes);
+  } catch (const IoError& error) {
+    return error.error_number() == ENOSPC;
+  }
+  return false;
+}
+
+TEST(Hdf5Handle, AFullDiskIsAnIoErrorThatLeavesNothingBehind) {
+  const testing::TempDir dir;
+  const int status =
+      exit_status_on_a_small_disk(dir.path(), [&] { return fill_and_go_on(dir.path()); });
+  if (status == kNotAllowed) GTEST_SKIP() << "mounting a small file system is not allowed here";
+  EXPECT_EQ(status, 0);
+}
+
+TEST(Hdf5Handle, WhatWasReservedIsThereOnADiskThatFilledUp) {
+  const testing::TempDir dir;
+  const int status = exit_status_on_a_small_disk(dir.path(), [&] {
+    Hdf5StagedFile file(dir / "x.h5");
+    if (!is_refused_for_space(file, uint64_t{2} << 20)) return 1;
+    file.reserve(300'000);
+    fill(dir.path());
+    if (!is_refused_for_space(file, 600'000)) return 2;
+    file.calls().write_text(file.id(), "name", std::string(40'000, 'a'));
+    return file.publish() > 40'000 ? 0 : 3;
   });
   if (status == kNotAllowed) GTEST_SKIP() << "mounting a small file system is not allowed here";
   EXPECT_EQ(status, 0);
+}
+
+TEST(Hdf5Handle, RoomThatWasNotNeededIsGivenBack) {
+  const testing::TempDir dir;
+  Hdf5StagedFile file(dir / "x.h5");
+  file.reserve(uint64_t{8} << 20);
+  file.publish();
+  struct stat status {};
+  ASSERT_EQ(stat((dir / "x.h5").c_str(), &status), 0);
+  EXPECT_LT(status.st_blocks * 512, 1 << 20);
 }
 
 // The limit also meets the memory that abandoned writes go to, so that HDF5 cannot close the file:
