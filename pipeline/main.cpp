@@ -13,6 +13,7 @@
 #include "configs/recipe.h"  // nearest
 #include "pipeline/commands/command.h"
 #include "pipeline/errors.h"
+#include "pipeline/heap.h"
 
 namespace {
 
@@ -63,6 +64,7 @@ int dispatch(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  coppice::prefer_huge_pages();
   tbb::task_scheduler_handle workers{tbb::attach{}};
   int code = 0;
   try {

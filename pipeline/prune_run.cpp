@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "pipeline/graph/cached_activations.h"
+#include "pipeline/heap.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/machine.h"
 #include "pipeline/output_directory.h"
@@ -31,6 +32,10 @@ using nlohmann::json;
 
 // Raised whenever the same recipe would give other bytes than before.
 constexpr int kNumericsVersion = 1;
+
+// Of the memory planned: what one stage freed in small pieces the next cannot use in large ones,
+// and giving pages back at once would have every stage touch new ones.
+constexpr double kHeapShare = 1.05;
 
 // Adds to `seconds` what the device's thread waited for activations while this lives.
 class ActivationWaits {
@@ -222,8 +227,6 @@ void PruneRun::run_stage(const Stage& stage, WindowJob& job) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const SpanShape shape{model_.architecture, job.halves, tokens_.count(), tokens_.seqlen,
                         int64_t(c10::elementSize(compute_))};
-  // What one stage freed in small pieces the next cannot use in large ones.
-  if (plan_.is_tight) release_free_memory();
   const double flop = stage.cost(shape).flop();
   totals.seconds += seconds;
   totals.flop += flop;
@@ -403,6 +406,8 @@ RunResult PruneRun::execute() {
   make_plan(work_left());
   measure_rates(model_, options_.recipe, machine_, options_.work, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
+  limit_heap(std::min(plan_.ram.limit, uint64_t(kHeapShare * double(plan_.ram.bytes()))),
+             plan_.mapped_bytes);
   stream_start_ = std::chrono::steady_clock::now();
   if (!state_->has_outer()) {
     const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");

@@ -15,16 +15,18 @@
 
 #include "stages/model/half_cost.h"
 #include "stages/ops/mask_select.h"
+#include "storage/io/aligned_buffer.h"
 
 namespace coppice {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 constexpr double kSeconds = 0.12;  // spent on each measurement
 constexpr int64_t kMaxElements = int64_t{4} << 20;
 
 /// Median seconds of one call. The first one, which chooses and packs, is not counted.
 double seconds_of(const Device& device, const std::function<void()>& call) {
-  using Clock = std::chrono::steady_clock;
   const auto once = [&] {
     const auto start = Clock::now();
     call();
@@ -115,6 +117,20 @@ class Probe {
 };
 
 }  // namespace
+
+void probe_new_memory(uint64_t most_bytes, Rates& rates) {
+  constexpr uint64_t kPieceBytes = uint64_t{32} << 20;
+  constexpr size_t kPageBytes = 4096;
+  const auto start = Clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  std::vector<AlignedBuffer> pieces;
+  for (uint64_t bytes = 0; bytes + kPieceBytes <= most_bytes && seconds() < 0.5;) {
+    const std::span<std::byte> piece = pieces.emplace_back(kPieceBytes).span();
+    for (size_t i = 0; i < piece.size(); i += kPageBytes) piece[i] = std::byte{1};
+    bytes += kPieceBytes;
+    rates.new_memory_bytes = double(bytes) / seconds();
+  }
+}
 
 void probe_compute(const Device& device, const Architecture& architecture, at::ScalarType compute,
                    int64_t seqlen, Rates& rates) {

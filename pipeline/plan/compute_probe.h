@@ -16,4 +16,8 @@ namespace coppice {
 void probe_compute(const Device& device, const Architecture& architecture, at::ScalarType compute,
                    int64_t seqlen, Rates& rates);
 
+/// The `new_memory_bytes` rate: up to `most_bytes` (0: none) or half a second of memory taken from
+/// the kernel, touched and given back.
+void probe_new_memory(uint64_t most_bytes, Rates& rates);
+
 }  // namespace coppice

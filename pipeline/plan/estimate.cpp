@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "pipeline/plan/stage_time.h"
 #include "stages/stage_table.h"
 
 namespace coppice {
@@ -13,8 +14,6 @@ namespace {
 // Resident beside what is counted: stacks of threads, HDF5, oneTBB, autograd, the allocator's own.
 // Measured on blocks of 3.5 M to 880 M parameters (scripts/bench_stream.sh shows what is left).
 constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
-// Of a limit: above it the allocator's freed pages are what may break it.
-constexpr double kTightShare = 0.7;
 // Freed pages that the allocator keeps: a share of what stages hold.
 constexpr double kAllocatorShare = 0.06;
 
@@ -87,6 +86,15 @@ uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
   return window_bytes(in) * uint64_t(settings.targets_in_ram + 2 * settings.inputs_in_ram);
 }
 
+uint64_t staging_bytes(const PlanInputs& in) {
+  return uint64_t(in.recipe.resources.num_slabs) * in.recipe.resources.slab_bytes;
+}
+
+uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
+  return (in.is_host ? uint64_t(settings.slots) * in.slot_bytes : staging_bytes(in)) +
+         uint64_t(settings.outputs) * in.image_bytes;
+}
+
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {
   std::vector<PlanItem> items = {{"program, libraries, threads", in.process_bytes + kGrowthBytes}};
   if (in.is_host) {
@@ -95,8 +103,7 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
     const double held = held_by_stages(in, settings);
     items.push_back({"work of the largest stage", uint64_t(held * (1 + kAllocatorShare))});
   } else {
-    items.push_back({"staging buffers",
-                     uint64_t(in.recipe.resources.num_slabs) * in.recipe.resources.slab_bytes});
+    items.push_back({"staging buffers", staging_bytes(in)});
   }
   items.push_back({fmt::format("shards to be written ({})", settings.outputs),
                    uint64_t(settings.outputs) * in.image_bytes});
@@ -134,16 +141,17 @@ std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& set
 
 // ---- time ---------------------------------------------------------------------------------------
 
-struct Share {
-  const char* name;
-  double seconds;
-};
+double divided(double amount, double rate) { return rate > 0 ? amount / rate : 0; }
 
-PlannedStage timed(std::string name, const Cost& cost, const std::vector<Share>& shares) {
-  PlannedStage stage{std::move(name), cost, 0, ""};
+/// The work of one block on all of them.
+PlannedStage over_blocks(const PlanInputs& in, std::string name, const StageWork& of_a_block,
+                         const std::string& rehearsed_as) {
+  const StageWork work = double(in.blocks_to_do) * of_a_block;
+  PlannedStage stage{std::move(name), work.cost, 0, ""};
+  if (!in.rates.known()) return stage;
   double largest = 0;
-  for (const Share& share : shares) {
-    stage.seconds += share.seconds;
+  for (const TimeShare& share : time_shares(work, in.rates)) {
+    stage.seconds += share.seconds * in.rates.correction(rehearsed_as);
     if (share.seconds > largest) {
       largest = share.seconds;
       stage.bound = share.name;
@@ -152,43 +160,10 @@ PlannedStage timed(std::string name, const Cost& cost, const std::vector<Share>&
   return stage;
 }
 
-double divided(double amount, double rate) { return rate > 0 ? amount / rate : 0; }
-
-/// A cost of one block over all of them; `attention_products` of its FLOP run at the rate of an
-/// attention half.
-PlannedStage over_blocks(const PlanInputs& in, std::string name, Cost cost,
-                         double attention_products) {
-  const double blocks = in.blocks_to_do;
-  const double products =
-      divided(attention_products, in.rates.attention_product_flop) +
-      divided(cost.product_flop - attention_products, in.rates.mlp_product_flop);
-  cost.product_flop *= blocks;
-  cost.attention_flop *= blocks;
-  cost.bytes_touched *= blocks;
-  cost.bytes_moved *= blocks;
-  cost.weights_selected *= blocks;
-  return timed(std::move(name), cost,
-               {{"products", products * blocks},
-                {"attention", divided(cost.attention_flop, in.rates.attention_flop)},
-                {"memory", divided(cost.bytes_touched, in.rates.touched_bytes)},
-                {"selection", divided(cost.weights_selected, in.rates.selected_weights)}});
-}
-
-/// Adds the windows of one stage up.
-PlannedStage stage_over_blocks(const PlanInputs& in, const Stage& stage,
-                               const std::vector<HalfRange>& windows) {
-  Cost total;
-  double attention_products = 0;
-  for (const HalfRange& window : windows) {
-    const Cost cost = stage.cost(shape_of(in, window));
-    total += cost;
-    if (window.last - window.first == 2) {
-      attention_products += stage.cost(shape_of(in, {window.first, window.first + 1})).product_flop;
-    } else if (half_of(window.first) == Half::kAttention) {
-      attention_products += cost.product_flop;
-    }
-  }
-  return over_blocks(in, std::string(stage.name()), total, attention_products);
+PlannedStage over_blocks(const PlanInputs& in, const Stage& stage,
+                         const std::vector<HalfRange>& windows) {
+  const std::string name(stage.name());
+  return over_blocks(in, name, work_of(stage, windows, shape_of(in, {0, 2})), name);
 }
 
 /// Hidden states decoded and encoded: `moved` of all stages, less what is not made.
@@ -223,13 +198,14 @@ Traffic disk_traffic(const PlanInputs& in, const RunSettings& settings) {
 
 void add_times(const PlanInputs& in, RunPlan& plan) {
   const auto forward = forward_stage(in.recipe.prune, plan.settings.convert);
-  plan.stages.push_back(stage_over_blocks(in, *forward, {{0, 1}, {1, 2}}));
+  plan.stages.push_back(over_blocks(in, *forward, {{0, 1}, {1, 2}}));
   for (const auto& stage : adapt_stages(in.recipe.prune, in.recipe.reconstruct)) {
-    plan.stages.push_back(stage_over_blocks(in, *stage, windows_of_block(in)));
+    plan.stages.push_back(over_blocks(in, *stage, windows_of_block(in)));
   }
   if (plan.settings.recompute_targets) {
     const Cost cost = recompute_cost(in);
-    plan.stages.push_back(over_blocks(in, "recompute targets", cost, cost.product_flop));
+    plan.stages.push_back(
+        over_blocks(in, "recompute targets", {cost, cost.product_flop}, "calibrate"));
   }
   const Traffic all = traffic_of(in, plan.settings);
   const Traffic disk = disk_traffic(in, plan.settings);
@@ -242,6 +218,11 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
         (divided(all.written, in.rates.encoded_bytes) + divided(all.read, in.rates.decoded_bytes)) /
         std::max(1, in.codec_threads);
     plan.stages.push_back({"codec", {}, seconds, "cores"});
+    const uint64_t beside = std::min(plan.ram.bytes(), in.process_bytes);
+    plan.stages.push_back({"first touch of memory",
+                           {},
+                           divided(double(plan.ram.bytes() - beside), in.rates.new_memory_bytes),
+                           "memory"});
   }
   for (const PlannedStage& stage : plan.stages) plan.compute_seconds += stage.seconds;
   // The rest of the model is copied before the stream starts.
@@ -286,8 +267,7 @@ RunPlan estimate(const PlanInputs& in, const RunSettings& settings) {
                   in.scratch_limit_name};
   plan.output = {
       "disk for the output", {{"shards", in.output_bytes}}, in.output_limit, in.output_limit_name};
-  plan.is_tight =
-      double(plan.ram.bytes() - kept_bytes(in, settings)) > kTightShare * double(plan.ram.limit);
+  plan.mapped_bytes = mapped_bytes(in, settings);
   add_times(in, plan);
   return plan;
 }

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "pipeline/heap.h"  // release_free_memory
 #include "pipeline/plan/compute_probe.h"
 #include "pipeline/plan/disk_probe.h"
+#include "pipeline/plan/rehearsal.h"
 #include "pipeline/telemetry/process.h"
 
 namespace coppice {
@@ -16,6 +18,8 @@ namespace fs = std::filesystem;
 
 // Left to others: what they take while the run lasts is not known.
 constexpr double kShareOfAvailable = 0.9;
+
+constexpr uint64_t kMostNewMemory = uint64_t{1} << 30;
 
 fs::path nearest_existing(fs::path directory) {
   directory = fs::absolute(directory);
@@ -49,6 +53,7 @@ uint64_t outer_bytes(const SourceModel& model) {
 }
 
 void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
+  release_free_memory();
   inputs.process_bytes = resident_bytes();
   inputs.is_ram_limit_given = resources.ram_budget_bytes > 0;
   if (inputs.is_ram_limit_given) {
@@ -124,16 +129,33 @@ void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& mach
                    const fs::path& scratch, PlanInputs& inputs) {
   if (!recipe.resources.probe) return;
   const Architecture& architecture = model.architecture;
+  // No probe takes more than half of what the run may have.
+  const uint64_t left = inputs.ram_limit - std::min(inputs.ram_limit, inputs.process_bytes);
+  RehearsalLimits limits;
+  limits.bytes = std::min(limits.bytes, (inputs.is_host ? left : inputs.device_limit) / 2);
+  std::vector<StageFactors> passes;
+  const auto rehearse_once = [&] {
+    machine.device().executor().run([&] {
+      const auto more = rehearse(machine.device(), architecture, recipe, inputs.windows,
+                                 inputs.seqlen, inputs.rates, limits);
+      passes.insert(passes.end(), more.begin(), more.end());
+    });
+    release_free_memory();
+  };
   machine.device().executor().run([&] {
-    probe_compute(machine.device(), architecture,
-                  machine.device().compute_dtype(scalar_type(architecture.dtype)), inputs.seqlen,
-                  inputs.rates);
+    const Device& device = machine.device();
+    probe_compute(device, architecture, device.compute_dtype(scalar_type(architecture.dtype)),
+                  inputs.seqlen, inputs.rates);
   });
+  rehearse_once();
+  probe_new_memory(std::min(kMostNewMemory, left / 2), inputs.rates);
   // An engine of its own: what a probe reads is not what the run reads.
   const std::unique_ptr<IoEngine> engine = make_io_engine({});
   probe_disk(model.checkpoint, nearest_existing(scratch), *engine, inputs.rates);
   probe_codec({inputs.windows, inputs.seqlen, architecture.hidden, architecture.dtype},
               inputs.rates);
+  rehearse_once();  // again, some seconds later: slow moments of a shared machine last that long
+  inputs.rates.corrections = corrections_of(passes);
 }
 
 }  // namespace coppice

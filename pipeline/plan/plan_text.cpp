@@ -128,11 +128,13 @@ json plan_json(const RunPlan& plan, const PlanInputs& inputs) {
             {"attention_flop_per_second", rates.attention_flop},
             {"touched_bytes_per_second", rates.touched_bytes},
             {"selected_weights_per_second", rates.selected_weights},
+            {"new_memory_bytes_per_second", rates.new_memory_bytes},
             {"encoded_bytes_per_second", rates.encoded_bytes},
             {"decoded_bytes_per_second", rates.decoded_bytes},
             {"codec_ratio", rates.codec_ratio},
             {"read_bytes_per_second", rates.read_bytes},
-            {"written_bytes_per_second", rates.written_bytes}}}};
+            {"written_bytes_per_second", rates.written_bytes}}},
+          {"corrections", rates.corrections}};
 }
 
 }  // namespace coppice

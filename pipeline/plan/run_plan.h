@@ -60,9 +60,8 @@ struct RunPlan {
   double compute_seconds = 0, disk_seconds = 0;
   double seconds = 0;  // of the streaming: the longer of the two, and what cannot overlap
 
-  /// Whether memory should be given back as soon as it is free, though that costs page faults: what
-  /// cannot be done without leaves little of the limit.
-  bool is_tight = false;
+  /// Of `ram`: what lies beside the heap. Slots, shards, staging buffers.
+  uint64_t mapped_bytes = 0;
 };
 
 /// The facts a plan is made of: headers, recipe, machine.

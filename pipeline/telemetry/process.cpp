@@ -8,9 +8,6 @@
 #include <limits>
 #include <string>
 
-// Of tcmalloc, with which the program is linked and tests are not.
-extern "C" __attribute__((weak)) void MallocExtension_ReleaseFreeMemory();
-
 namespace coppice {
 namespace {
 
@@ -87,12 +84,7 @@ uint64_t peak_rss_bytes() {
   return uint64_t(usage.ru_maxrss) * 1024;  // Linux counts KiB
 }
 
-void release_free_memory() {
-  if (MallocExtension_ReleaseFreeMemory != nullptr) MallocExtension_ReleaseFreeMemory();
-}
-
 uint64_t resident_bytes() {
-  release_free_memory();
   std::ifstream statm("/proc/self/statm");
   uint64_t size = 0, resident = 0;
   statm >> size >> resident;

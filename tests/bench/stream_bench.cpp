@@ -15,7 +15,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <numeric>
 #include <vector>
 
@@ -23,6 +22,7 @@
 #include "pipeline/graph/cached_activations.h"
 #include "pipeline/machine.h"
 #include "pipeline/model_spans.h"
+#include "pipeline/resident_boundaries.h"
 #include "pipeline/span_work.h"
 #include "stages/calibrate.h"
 
@@ -30,51 +30,6 @@ namespace coppice {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Hidden states as tensors: what a boundary costs when it costs nothing.
-class ResidentBoundaries final : public Boundaries {
- public:
-  ResidentBoundaries(int windows, at::ScalarType stored, at::ScalarType compute)
-      : windows_(windows), stored_(stored), compute_(compute) {}
-
-  std::unique_ptr<ActivationSource> inputs(HalfRange window) override {
-    return std::make_unique<Source>(held_.at(window.first), compute_);
-  }
-  std::unique_ptr<ActivationSource> targets(HalfRange window) override {
-    return std::make_unique<Source>(held_.at(window.last), compute_);
-  }
-  std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
-    if (boundary.half % 2 == 1) return nullptr;
-    held_[boundary.half].resize(size_t(windows_));
-    return std::make_unique<Sink>(held_[boundary.half], stored_);
-  }
-
- private:
-  using Windows = std::vector<at::Tensor>;
-  struct Source final : ActivationSource {
-    Source(const Windows& held, at::ScalarType dtype) : windows(held), compute(dtype) {}
-    int num_windows() const override { return int(windows.size()); }
-    void announce(std::span<const int>) override {}
-    MicroBatch read(std::span<const int> wanted) override {  // one at a time, as Calibrate does
-      const at::Tensor& window = windows.at(size_t(wanted.front()));
-      return {window.to(compute), {int(window.size(0))}};
-    }
-    const Windows& windows;
-    at::ScalarType compute;
-  };
-  struct Sink final : ActivationSink {
-    Sink(Windows& held, at::ScalarType dtype) : windows(held), stored(dtype) {}
-    void write(int window, const at::Tensor& hidden) override {
-      windows[size_t(window)] = hidden.to(stored, /*non_blocking=*/false, /*copy=*/true);
-    }
-    Windows& windows;
-    at::ScalarType stored;
-  };
-
-  int windows_;
-  at::ScalarType stored_, compute_;
-  std::map<int, Windows> held_;
-};
 
 class StreamBench {
  public:
@@ -109,7 +64,8 @@ class StreamBench {
   }
 
   double compute_alone() {
-    ResidentBoundaries resident(int(tokens_.count()), stored(), compute_);
+    ResidentBoundaries resident(int(tokens_.count()), stored(), compute_,
+                                ResidentBoundaries::Keep::kBetweenBlocks);
     machine_.device().executor().run([&] { begin(resident); });
     return stream(int(slots_.size()), Reads::kNo,
                   [&](GraphSpan& span) { compute(span, resident); });
@@ -248,7 +204,7 @@ int main(int argc, char** argv) {
   fmt::print(
       "{{\"both\": {:.4f}, \"compute\": {:.4f}, \"io\": {:.4f}, \"ratio\": {:.4f}, "
       "\"quartiles\": [{:.4f}, {:.4f}]}}\n",
-      coppice::median(both), coppice::median(compute), coppice::median(io),
-      coppice::median(ratios), coppice::quantile(ratios, 0.25), coppice::quantile(ratios, 0.75));
+      coppice::median(both), coppice::median(compute), coppice::median(io), coppice::median(ratios),
+      coppice::quantile(ratios, 0.25), coppice::quantile(ratios, 0.75));
   return 0;
 }

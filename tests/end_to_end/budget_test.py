@@ -131,6 +131,7 @@ class Plan(ProgramTest):
         self.assertTrue(all(rate > 0 for rate in plan["rates"].values()), plan["rates"])
         for stage in ("calibrate", "prune", "reconstruct"):
             self.assertIn(stage, [s["name"] for s in plan["stages"]])
+            self.assertGreater(plan["corrections"][stage], 0)
 
     def test_reads_headers_only(self):
         model = self.model()

@@ -48,7 +48,7 @@ class RunPlanTest : public ::testing::Test {
     in.output_limit_name = "free on /output";
     return in;
   }
-  static Rates rates() { return {1e11, 1e11, 5e10, 1e10, 5e7, 1e9, 2e9, 1.45, 2e9, 1e9}; }
+  static Rates rates() { return {1e11, 1e11, 5e10, 1e10, 5e7, 1e10, 1e9, 2e9, 1.45, 2e9, 1e9}; }
   static RunPlan with_ram(PlanInputs in, uint64_t bytes) {
     in.ram_limit = bytes;
     in.is_ram_limit_given = true;
@@ -247,6 +247,28 @@ TEST_F(RunPlanTest, TimeGrowsWithBlocksAndMachine) {
   in.rates.mlp_product_flop *= 4;
   in.rates.attention_product_flop *= 4;
   EXPECT_LT(plan_run(in).compute_seconds, 1.5 * seconds);
+}
+
+TEST_F(RunPlanTest, AStageThatWasRehearsedTakesWhatItTookThere) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  const RunPlan before = plan_run(in);
+  in.rates.corrections = {{"reconstruct", 3.0}};
+  const RunPlan after = plan_run(in);
+  for (size_t i = 0; i < before.stages.size(); ++i) {
+    const double factor = before.stages[i].name == "reconstruct" ? 3 : 1;
+    EXPECT_DOUBLE_EQ(after.stages[i].seconds, factor * before.stages[i].seconds)
+        << before.stages[i].name;
+  }
+  EXPECT_GT(after.seconds, before.seconds);
+}
+
+TEST_F(RunPlanTest, MemoryTouchedForTheFirstTimeTakesItsTime) {
+  PlanInputs in = inputs();
+  in.rates = rates();
+  const double fast = plan_run(in).compute_seconds;
+  in.rates.new_memory_bytes /= 100;
+  EXPECT_GT(plan_run(in).compute_seconds, fast);
 }
 
 TEST_F(RunPlanTest, WithoutRatesThereIsNoTime) {

@@ -1,0 +1,49 @@
+#include "pipeline/plan/stage_time.h"
+
+namespace coppice {
+
+StageWork work_of(const Stage& stage, const std::vector<HalfRange>& windows,
+                  const SpanShape& shape) {
+  const auto cost_of = [&](HalfRange halves) {
+    return stage.cost(
+        {shape.architecture, halves, shape.num_windows, shape.seqlen, shape.compute_bytes});
+  };
+  StageWork work;
+  for (const HalfRange& window : windows) {
+    const Cost cost = cost_of(window);
+    work.cost += cost;
+    if (window.last - window.first == 2) {
+      work.attention_products += cost_of({window.first, window.first + 1}).product_flop;
+    } else if (half_of(window.first) == Half::kAttention) {
+      work.attention_products += cost.product_flop;
+    }
+  }
+  return work;
+}
+
+StageWork operator*(double times, StageWork work) {
+  work.cost.product_flop *= times;
+  work.cost.attention_flop *= times;
+  work.cost.bytes_touched *= times;
+  work.cost.weights_selected *= times;
+  work.cost.bytes_moved *= times;
+  work.attention_products *= times;
+  return work;
+}
+
+std::vector<TimeShare> time_shares(const StageWork& work, const Rates& rates) {
+  const Cost& cost = work.cost;
+  return {{"products", work.attention_products / rates.attention_product_flop +
+                           (cost.product_flop - work.attention_products) / rates.mlp_product_flop},
+          {"attention", cost.attention_flop / rates.attention_flop},
+          {"memory", cost.bytes_touched / rates.touched_bytes},
+          {"selection", cost.weights_selected / rates.selected_weights}};
+}
+
+double modelled_seconds(const StageWork& work, const Rates& rates) {
+  double seconds = 0;
+  for (const TimeShare& share : time_shares(work, rates)) seconds += share.seconds;
+  return seconds;
+}
+
+}  // namespace coppice
