@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -14,6 +15,7 @@ namespace coppice {
 namespace {
 
 namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
 
 // For journal, index and what HDF5 writes late.
 constexpr uint64_t kReserveBytes = uint64_t{4} << 20;
@@ -25,15 +27,15 @@ uint64_t free_on(const fs::path& directory) {
   return error ? UINT64_MAX : space.available;
 }
 
-/// False if it found the disk full.
-bool try_to(const std::function<void()>& take) {
+/// The error of a disk that was found full; nothing if it worked.
+std::optional<IoError> try_to(const std::function<void()>& take) {
   try {
     take();
   } catch (const IoError& error) {
     if (error.error_number() != ENOSPC && error.error_number() != EDQUOT) throw;
-    return false;
+    return error;
   }
-  return true;
+  return std::nullopt;
 }
 
 }  // namespace
@@ -46,37 +48,35 @@ SpaceGuard::SpaceGuard(SpaceGuardOptions options) : options_(std::move(options))
 
 void SpaceGuard::with_room(const fs::path& directory, uint64_t bytes,
                            const std::function<void()>& take) {
-  const uint64_t needed = bytes + kReserveBytes;
-  const Clock::time_point deadline = Clock::now() + options_.patience;
-  for (bool has_waited = false;; has_waited = true) {
+  const uint64_t needed = bytes == 0 ? 0 : bytes + kReserveBytes;
+  std::optional<Clock::time_point> deadline;
+  for (;;) {
     const uint64_t free = options_.free_bytes(directory);
-    if (free >= needed && try_to(take)) {
-      if (has_waited) {
-        options_.note(fmt::format("{}: there is room again: going on", directory.string()));
-      }
-      return;
+    std::optional<IoError> refusal;
+    if (free >= needed) {
+      refusal = try_to(take);
+      if (!refusal) break;
     }
-    if (!has_waited) {
-      options_.note(fmt::format("{}: {} needed, {} free: waiting up to {} for room (--disk-wait)",
-                                directory.string(), human_bytes(double(needed)),
-                                human_bytes(double(free)),
+    const std::string lack =
+        refusal ? std::string(refusal->what())
+                : fmt::format("{}: {} needed, {} free", directory.string(),
+                              human_bytes(double(needed)), human_bytes(double(free)));
+    if (!deadline) {
+      deadline = Clock::now() + options_.patience;
+      options_.note(fmt::format("{}: waiting up to {} for room (--disk-wait)", lack,
                                 human_seconds(double(options_.patience.count()))));
     }
-    wait_a_little(directory, bytes, free, deadline);
+    if (options_.stopped()) throw Interrupted();
+    if (given_up_ || Clock::now() >= *deadline) {
+      given_up_ = true;
+      throw IoError(fmt::format("no space left ({}); make room and continue with --resume", lack),
+                    directory.string(), refusal ? refusal->error_number() : ENOSPC, 0, bytes);
+    }
+    std::this_thread::sleep_for(options_.interval);
   }
-}
-
-void SpaceGuard::wait_a_little(const fs::path& directory, uint64_t bytes, uint64_t free,
-                               Clock::time_point deadline) {
-  if (options_.stopped()) throw Interrupted();
-  if (given_up_ || Clock::now() >= deadline) {
-    given_up_ = true;
-    throw IoError(
-        fmt::format("no space left: {} needed, {} free; make room and continue with --resume",
-                    human_bytes(double(bytes + kReserveBytes)), human_bytes(double(free))),
-        directory.string(), ENOSPC, 0, bytes);
+  if (deadline) {
+    options_.note(fmt::format("{}: there is room again: going on", directory.string()));
   }
-  std::this_thread::sleep_for(options_.interval);
 }
 
 }  // namespace coppice

@@ -26,19 +26,16 @@ class SpaceGuard {
 
   /// Calls `take`, which takes `bytes` of room in `directory`, once that has them and a little
   /// more, so that what is at work there can still be closed and recorded; and again where it
-  /// throws IoError (ENOSPC) after all, because somebody else was quicker: what it began it must
-  /// have undone. Throws IoError (no space left), naming what is needed, what is free and how to go
-  /// on, when patience ends. From then on, and from give_up() on, nobody waits any more. Throws
-  /// Interrupted if stopped.
+  /// throws IoError (ENOSPC, EDQUOT) after all, because somebody else was quicker: what it began it
+  /// must have undone. With `bytes` 0, a record of what is done, it is tried at once. Throws
+  /// IoError (no space left), naming what is needed, what is free and how to go on, when patience
+  /// ends. From then on, and from give_up() on, nobody waits any more. Throws Interrupted if
+  /// stopped.
   void with_room(const std::filesystem::path& directory, uint64_t bytes,
                  const std::function<void()>& take);
   void give_up() { given_up_ = true; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  void wait_a_little(const std::filesystem::path& directory, uint64_t bytes, uint64_t free,
-                     Clock::time_point deadline);
-
   SpaceGuardOptions options_;
   std::atomic<bool> given_up_ = false;
 };

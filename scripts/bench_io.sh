@@ -6,6 +6,7 @@
 #   --dir DIR       scratch directory on the disk to measure    (default: runs/bench_io; removed again)
 #   --size-gib N    bytes of the checkpoint that is made        (default: 4; free space needed: 1.6 times that)
 #   --rounds N      times that each pair is alternated          (default: 5)
+#   --activations FILE   measure the codec on this cache file of a run (WORK_DIR/dense.N.h5), and nothing else
 #
 # Reads: a checkpoint of several shards, block by block into two slots, as the program reads it,
 # against fio with io_uring, direct, 4 MiB × 8, registered buffers and files, huge pages. Writes:
@@ -14,9 +15,10 @@
 # end: medians of the rounds, and medians of the rounds' ratios.
 
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "$0")/.."
 
-dir=runs/bench_io size_gib=4 rounds=5
+dir=runs/bench_io size_gib=4 rounds=5 activations=
 while (($#)); do
   case $1 in
     -h | --help)
@@ -26,10 +28,17 @@ while (($#)); do
     --dir) dir=$2; shift 2 ;;
     --size-gib) size_gib=$2; shift 2 ;;
     --rounds) rounds=$2; shift 2 ;;
+    --activations) activations=$(cd "$caller" && realpath "$2"); shift 2 ;;
     *) echo "bench_io: unknown option '$1', try --help" >&2; exit 2 ;;
   esac
 done
 
+cmake -S . -B build/storage -G Ninja -DCMAKE_BUILD_TYPE=Release -DCOPPICE_TORCH=OFF >/dev/null
+cmake --build build/storage --target io_bench
+bench=$PWD/build/storage/bin/io_bench
+if [[ -n $activations ]]; then
+  exec "$bench" code-cache "$activations"
+fi
 if ! command -v fio >/dev/null; then
   if ((EUID != 0)); then
     echo "bench_io: no fio; run as root: apt-get install -y fio" >&2
@@ -38,9 +47,6 @@ if ! command -v fio >/dev/null; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends fio
 fi
-cmake -S . -B build/storage -G Ninja -DCMAKE_BUILD_TYPE=Release -DCOPPICE_TORCH=OFF >/dev/null
-cmake --build build/storage --target io_bench
-bench=$PWD/build/storage/bin/io_bench
 
 scratch=$dir/scratch.$$
 mkdir -p "$scratch"

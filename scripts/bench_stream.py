@@ -73,14 +73,14 @@ class Bench:
 
     def overlap(self) -> None:
         print("\noverlap of the dense forward with statistics (seconds; medians)")
-        print(f"{'':<34} {'both':>7} {'compute':>8} {'I/O':>7} {'ratio':>6}")
+        print(f"{'':<34} {'both':>7} {'compute':>8} {'I/O':>7} {'ratio':>6} (quartiles)")
         for what, name, options, blocks, windows, seqlen in (
             ("compute dominates, 16 x 256 tokens", "middle", MIDDLE, 8, 16, 256),
             ("I/O dominates, 1 x 8 tokens", "deep", WIDE, 16, 1, 8),
         ):
             done = subprocess.run(
                 ["build/release/bin/stream_bench", self.model(name, options, blocks)]
-                + [str(x) for x in (windows, seqlen, self.dir / "cache", 3 * self.rounds)],
+                + [str(x) for x in (windows, seqlen, self.dir / "cache", 5 * self.rounds)],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,

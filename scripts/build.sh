@@ -3,8 +3,8 @@
 #
 # usage: scripts/build.sh [release|debug|asan|tsan] [target …]     (default: release, everything)
 #
-# The program is the target coppice and lands in build/<preset>/bin/coppice. asan and tsan build what
-# needs no libtorch.
+# The program is the target coppice and lands in build/<preset>/bin/coppice. tsan builds what needs no
+# libtorch.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -19,6 +19,8 @@ namespace coppice {
 
 namespace {
 
+constexpr uint64_t kNewFileBytes = 4096;  // and the little more that is asked for anyway
+
 bool is_inside_a_block(Boundary boundary) { return boundary.half % 2 == 1; }
 
 std::string name_of(Boundary boundary, int window) {
@@ -58,10 +60,11 @@ class CachedBoundaries::Sink final : public ActivationSink {
       shape.windows -= file->first_window;
       if (shape.windows == 0) return;  // all in memory
       guarded(*file, [&] {
-        owner.options_.with_room(0, [&] {
-          file->writer =
+        owner.options_.with_room(kNewFileBytes, [&] {
+          auto writer =
               std::make_unique<ActivationCacheWriter>(owner.path_of(file->boundary), shape);
-          file->writer->reserve(0);
+          writer->reserve(0);
+          file->writer = std::move(writer);
         });
       });
     });

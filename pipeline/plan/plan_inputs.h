@@ -26,7 +26,7 @@ PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const Mod
                        int64_t windows, const Machine& machine, const OutputDirectory& output,
                        const std::filesystem::path& scratch, const WorkLeft& left);
 
-/// Measures the machine for `inputs.rates`: five seconds or so, 64 MiB written to the scratch
+/// Measures the machine for `inputs.rates`: up to ten seconds, 64 MiB written to the scratch
 /// directory and removed. Nothing where `recipe.resources.probe` is off.
 void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& machine,
                    const std::filesystem::path& scratch, PlanInputs& inputs);

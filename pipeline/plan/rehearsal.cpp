@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kMultiple = 64;  // of neurons, and of tokens in a register tile
 constexpr size_t kPasses = 4;
+constexpr int kLargestBatch = 4;                    // larger ones take no less a token
 constexpr int64_t kCacheBytes = int64_t{64} << 20;  // larger than what caches hold
 constexpr double kHeldBytes = 32;  // of a weight, at the most: masters, moments, copies, masks
 
@@ -138,6 +139,19 @@ double modelled_pass(const Architecture& architecture, const Recipe& recipe, int
   return seconds;
 }
 
+double held_bytes(const Architecture& slice, const Recipe& recipe, int64_t windows, int64_t seqlen,
+                  int64_t element_bytes) {
+  const SpanShape shape{slice, {0, 2}, windows, seqlen, element_bytes};
+  double held = work_of(*forward_stage(recipe.prune), {{0, 2}}, shape).cost.bytes_held;
+  for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
+    const auto parts = windows_of({0, 2}, recipe.reconstruct.window);
+    held = std::max(held, work_of(*stage, parts, shape).cost.bytes_held);
+  }
+  const double boundaries = 3.0 * double(windows * seqlen * slice.hidden);  // elements
+  const double weights = 2 * parameters_of(slice);                          // dense and adapted
+  return held + 4 * (boundaries + weights) + double(kCacheBytes);
+}
+
 }  // namespace
 
 Architecture slice_of(const Architecture& architecture, double share) {
@@ -164,6 +178,7 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
                                    const Rates& rates, const RehearsalLimits& limits) {
   Recipe one_step = recipe;
   one_step.reconstruct.epochs = 1;
+  one_step.reconstruct.batch_size = std::min(one_step.reconstruct.batch_size, kLargestBatch);
   const int few = int(std::clamp<int64_t>(windows, 2, one_step.reconstruct.batch_size + 1));
   const auto element =
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
@@ -171,7 +186,12 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
   const double share = std::min({1.0, limits.seconds / whole,
                                  double(limits.bytes) / kHeldBytes / parameters_of(architecture)});
   Architecture slice = slice_of(architecture, share);
-  if (!divides(recipe.prune.pattern, slice)) return {};
+  // What a token takes is not less in a slice.
+  if (!divides(recipe.prune.pattern, slice) ||
+      modelled_pass(slice, one_step, few, seqlen, element, rates) > kPasses * limits.seconds ||
+      held_bytes(slice, one_step, few, seqlen, element) > double(limits.bytes)) {
+    return {};
+  }
   Rehearsal rehearsal(device, std::move(slice), one_step, few, seqlen);
   std::vector<StageFactors> passes;
   double seconds = 0;
@@ -182,8 +202,11 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
       measured[std::string(stage.name())] += taken;
       seconds += taken;
     });
-    for (auto& [stage, factor] : measured) factor /= modelled[stage];
-    passes.push_back(std::move(measured));
+    StageFactors factors;
+    for (const auto& [stage, taken] : measured) {
+      if (modelled[stage] > 0) factors[stage] = taken / modelled[stage];  // else: nothing to do
+    }
+    passes.push_back(std::move(factors));
   }
   passes.erase(passes.begin());  // touched new memory, had products choose and pack
   return passes;
@@ -194,6 +217,7 @@ StageFactors corrections_of(const std::vector<StageFactors>& passes) {
   if (passes.empty()) return corrections;
   for (const auto& [stage, first] : passes.front()) {
     std::vector<double> factors;
+    factors.reserve(passes.size());
     for (const StageFactors& pass : passes) factors.push_back(pass.at(stage));
     std::sort(factors.begin(), factors.end());
     const auto faster_half = long((factors.size() + 1) / 2);

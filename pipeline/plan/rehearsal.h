@@ -19,8 +19,8 @@ namespace coppice {
 Architecture slice_of(const Architecture& architecture, double share);
 
 struct RehearsalLimits {
-  double seconds = 0.5;                // that one pass over the stages takes by the rates, at most
-  uint64_t bytes = uint64_t{1} << 30;  // of the device's memory
+  double seconds = 0.5;                // wanted of one pass over the stages, by the rates
+  uint64_t bytes = uint64_t{1} << 30;  // of the device's memory, at most
 };
 
 /// Seconds taken / seconds by rates, by the stage's name.
@@ -30,8 +30,9 @@ using StageFactors = std::map<std::string, double>;
 /// reconstruction, on random weights and hidden states of the model's dtype in windows of `seqlen`
 /// tokens. A slice has the costs of its block in about the same proportions; what rates leave out
 /// (short products that pass all weights, memory that comes and goes, a call's own time) is in the
-/// factors. A first pass, which touches new memory, is not told. Empty where the recipe's pattern
-/// does not divide the slice. On the device's thread.
+/// factors. A first pass, which touches new memory, is not told; nor is a stage without work. Empty
+/// where the recipe's pattern does not divide the slice, or the smallest slice is above the limits.
+/// On the device's thread.
 std::vector<StageFactors> rehearse(const Device& device, const Architecture& architecture,
                                    const Recipe& recipe, int64_t windows, int64_t seqlen,
                                    const Rates& rates, const RehearsalLimits& limits);

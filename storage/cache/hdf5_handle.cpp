@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -191,18 +192,31 @@ int* Hdf5StagedFile::descriptor() const noexcept {
   return known ? static_cast<int*>(descriptor) : nullptr;
 }
 
+namespace {
+
+/// Blocks beyond the end of the file, which stays as it is. Who cannot keeps them.
+void give_unused_back(const std::filesystem::path& path) noexcept {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) return;
+  [[maybe_unused]] const int given = truncate(path.c_str(), status.st_size);
+}
+
+}  // namespace
+
 void Hdf5StagedFile::reserve(uint64_t bytes) {
   const int* fd = descriptor();
   if (fd == nullptr) return;
   hsize_t size = 0;
   calls_.check(H5Fget_filesize(file_.get(), &size), "size of the HDF5 file");
-  if (size + bytes <= reserved_bytes_) return;
-  const uint64_t begin = std::max<uint64_t>(size, reserved_bytes_);
-  const uint64_t end = size + bytes;
+  const uint64_t begin = reserved_bytes_, end = size + bytes;
+  if (end <= begin) return;
   while (fallocate(*fd, FALLOC_FL_KEEP_SIZE, off_t(begin), off_t(end - begin)) != 0) {
     if (errno == EINTR) continue;
-    if (errno != ENOSPC && errno != EDQUOT) return;  // then a write will tell
-    throw_write_error("reserving", calls_.path(), errno, begin, end - begin);
+    const int error_number = errno;
+    if (error_number != ENOSPC && error_number != EDQUOT) return;  // then a write will tell
+    give_unused_back(calls_.path());  // some file systems keep what they had found
+    reserved_bytes_ = 0;
+    throw_write_error("reserving", calls_.path(), error_number, begin, end - begin);
   }
   reserved_bytes_ = end;
 }
@@ -215,7 +229,7 @@ uint64_t Hdf5StagedFile::publish() {
   // The flush is what may find the disk full: while it fails, the file can still be abandoned.
   calls_.check(H5Fflush(file_.get(), H5F_SCOPE_LOCAL), "HDF5 file");
   calls_.check(file_.close(), "HDF5 file");
-  std::filesystem::resize_file(calls_.path(), std::filesystem::file_size(calls_.path()));
+  give_unused_back(calls_.path());
   const uint64_t bytes = publish_file(calls_.path(), path_);
   published_ = true;
   return bytes;

@@ -63,7 +63,8 @@ struct FileRecord {
 
 /// Writes `<path>.tmp` in order and renames it when complete; large files bypass the page cache
 /// (FileWriter). A destroyed, unpublished file leaves nothing behind. One thread. Throws IoError;
-/// an error of a sync must end the process, it is never retried (Linux marks the pages clean).
+/// an error of a sync must end the process, it is never retried (Linux marks the pages clean);
+/// only a disk found full may be, by a new file with everything written again.
 class StagedFile {
  public:
   /// `expected_bytes` are reserved at once (fallocate), so that a full disk is found before the

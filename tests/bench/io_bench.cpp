@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <future>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -28,6 +29,7 @@
 #include "storage/io/aligned_buffer.h"
 #include "storage/io/io_engine.h"
 #include "storage/io/read_plan.h"
+#include "storage/io/read_progress.h"  // read_blocking
 
 namespace coppice {
 namespace {
@@ -261,6 +263,11 @@ class Encoder {
   std::thread thread_;
 };
 
+void reserve_and_write(ActivationCacheWriter& writer, int64_t window, const EncodedChunk& chunk) {
+  writer.reserve(chunk.bytes.size());
+  writer.write(window, chunk);
+}
+
 /// Writes one boundary of windows of [1024, 2048] bf16: 4 MiB each. Raw: written as they are.
 /// Compressed: two threads encode ahead, as in the program.
 void write_cache(const fs::path& path, uint64_t total_bytes, const std::string& how) {
@@ -272,14 +279,15 @@ void write_cache(const fs::path& path, uint64_t total_bytes, const std::string& 
   const Timing timing;
   ActivationCacheWriter writer(path, shape);
   if (how == "raw") {
-    for (int64_t window = 0; window < shape.windows; ++window) writer.write(window, raw);
+    for (int64_t window = 0; window < shape.windows; ++window)
+      reserve_and_write(writer, window, raw);
   } else {
     std::deque<Encoder> encoders;
     for (int i = 0; i < 2; ++i) {
       encoders.emplace_back(elements, shape.element_bytes(), shape.windows / 2);
     }
     for (int64_t window = 0; window < shape.windows; ++window) {
-      writer.write(window, encoders[static_cast<size_t>(window % 2)].take());
+      reserve_and_write(writer, window, encoders[static_cast<size_t>(window % 2)].take());
     }
   }
   const uint64_t stored = writer.stored_bytes();
@@ -287,6 +295,40 @@ void write_cache(const fs::path& path, uint64_t total_bytes, const std::string& 
   const auto raw_bytes = static_cast<double>(shape.chunk_bytes()) * double(shape.windows);
   timing.print(stored,
                fmt::format("buffered,write-behind,{:.2f}-to-1", raw_bytes / double(stored)));
+}
+
+/// Decodes and encodes every window of a cache file, in memory, on this thread: each the fastest of
+/// five times, as other work on the machine only adds.
+void code_cache(const fs::path& path) {
+  const ActivationCacheReader reader(path);
+  const ActivationShape& shape = reader.shape();
+  std::vector<std::byte> elements(shape.chunk_bytes());
+  double raw = 0, stored = 0, decoding = 0, encoding = 0;
+  const auto fastest = [](auto work) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < 5; ++i) {
+      const auto start = Clock::now();
+      work();
+      best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    return best;
+  };
+  for (int64_t window = 0; window < shape.windows; ++window) {
+    const ChunkLocation& place = reader.chunk(window);
+    const uint64_t align = reader.file().alignment();
+    const uint64_t begin = place.offset / align * align;
+    const uint64_t end = place.offset + place.stored_bytes;
+    const AlignedBuffer buffer((end - begin + align - 1) / align * align);
+    read_blocking({&reader.file(), begin, buffer.span(), end - begin});
+    const auto chunk = buffer.span().subspan(place.offset - begin, place.stored_bytes);
+    decoding += fastest([&] { reader.decode(window, chunk, elements); });
+    encoding += fastest([&] { encode_chunk(elements, shape.element_bytes()); });
+    raw += double(shape.chunk_bytes());
+    stored += double(place.stored_bytes);
+  }
+  fmt::print("{} windows of {} KiB: {:.3f} to 1, {:.2f} GB/s encoded, {:.2f} GB/s decoded\n",
+             shape.windows, shape.chunk_bytes() >> 10, raw / stored, raw / encoding * 1e-9,
+             raw / decoding * 1e-9);
 }
 
 int run(const std::vector<std::string>& arguments) {
@@ -298,10 +340,13 @@ int run(const std::vector<std::string>& arguments) {
     read_checkpoint(argument(1), arguments.size() > 3 ? mib(3) : 0, argument(2));
   } else if (argument(0) == "write-cache" && arguments.size() == 4) {
     write_cache(argument(1), mib(2), argument(3));
+  } else if (argument(0) == "code-cache" && arguments.size() == 2) {
+    code_cache(argument(1));
   } else {
     std::cerr << "usage: io_bench write-shards DIR MIB\n"
                  "       io_bench read DIR [registered|plain|pread] [READ_MIB]\n"
-                 "       io_bench write-cache FILE MIB raw|compressed\n";
+                 "       io_bench write-cache FILE MIB raw|compressed\n"
+                 "       io_bench code-cache FILE\n";
     return 2;
   }
   return 0;

@@ -88,6 +88,21 @@ TEST_F(SpaceGuardTest, WhoWasNotQuickEnoughTriesAgain) {
   EXPECT_THAT(notes_, ElementsAre(HasSubstr("waiting"), HasSubstr("going on")));
 }
 
+TEST_F(SpaceGuardTest, WhatRefusedIsNamed) {
+  patience_ = std::chrono::seconds(0);
+  refused_ = 100;
+  EXPECT_THAT(refusal(guard({100 * kMiB})), AllOf(HasSubstr("reserving"), HasSubstr("--resume")));
+}
+
+TEST_F(SpaceGuardTest, ARecordIsWrittenOnAFullDiskThatNobodyWaitsForAnyMore) {
+  SpaceGuard full = guard({0});
+  stopped_after_ = 0;
+  full.give_up();
+  full.with_room("/scratch", 0, [this] { ++tries_; });
+  EXPECT_EQ(tries_, 1);
+  EXPECT_THAT(notes_, IsEmpty());
+}
+
 TEST_F(SpaceGuardTest, OtherErrorsAreNotWaitedFor) {
   EXPECT_THROW(guard({100 * kMiB})
                    .with_room("/scratch", kMiB,

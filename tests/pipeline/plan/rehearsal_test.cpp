@@ -121,11 +121,24 @@ TEST_F(RehearsalTest, WorksForEveryStoredDtypeAndWindow) {
   }
 }
 
-TEST_F(RehearsalTest, TwiceTheRatesTwiceTheCorrection) {
+TEST_F(RehearsalTest, CorrectionsAreOfTheTimeByTheRates) {
   const double slow = corrections().at("prune");
   rates_.touched_bytes *= 1e6;
   rates_.selected_weights *= 1e6;
   EXPECT_GT(corrections().at("prune"), 100 * slow);
+}
+
+TEST_F(RehearsalTest, AStageWithoutWorkHasNoCorrection) {
+  recipe_.reconstruct.window = WindowKind::kNone;
+  recipe_.prune.ignore = {"re:.*layers\\.0\\..*"};
+  EXPECT_THAT(corrections(), ElementsAre(Key("calibrate")));
+}
+
+TEST_F(RehearsalTest, WhatIsAboveTheLimitsIsNotTried) {
+  limits_.bytes = uint64_t{1} << 20;
+  EXPECT_THAT(corrections(), IsEmpty());
+  limits_ = {.seconds = 1e-9};
+  EXPECT_THAT(corrections(), IsEmpty());
 }
 
 TEST_F(RehearsalTest, APatternThatDoesNotDivideTheSliceIsNotRehearsed) {

@@ -239,6 +239,25 @@ TEST(Hdf5Handle, WhatWasReservedIsThereOnADiskThatFilledUp) {
   EXPECT_EQ(status, 0);
 }
 
+TEST(Hdf5Handle, AFileThatGotNoRoomIsMadeAgainWhenThereIsSome) {
+  const testing::TempDir dir;
+  const int status = exit_status_on_a_small_disk(dir.path(), [&] {
+    write_file(dir / "spare", std::string(100'000, 'x'));
+    fill(dir.path());
+    std::filesystem::remove(dir / "spare");
+    {
+      Hdf5StagedFile file(dir / "x.h5");
+      if (!is_refused_for_space(file, 300'000)) return 1;
+    }
+    std::filesystem::remove(dir / "filler");
+    Hdf5StagedFile file(dir / "x.h5");
+    file.reserve(300'000);
+    return file.publish() > 0 ? 0 : 2;
+  });
+  if (status == kNotAllowed) GTEST_SKIP() << "mounting a small file system is not allowed here";
+  EXPECT_EQ(status, 0);
+}
+
 TEST(Hdf5Handle, RoomThatWasNotNeededIsGivenBack) {
   const testing::TempDir dir;
   Hdf5StagedFile file(dir / "x.h5");
