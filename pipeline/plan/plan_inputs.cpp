@@ -129,10 +129,10 @@ void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& mach
                    const fs::path& scratch, PlanInputs& inputs) {
   if (!recipe.resources.probe) return;
   const Architecture& architecture = model.architecture;
-  // No probe takes more than half of what the run may have.
+  // A rehearsal holds a part of what the run holds; half of the room would refuse the narrow ones.
   const uint64_t left = inputs.ram_limit - std::min(inputs.ram_limit, inputs.process_bytes);
   RehearsalLimits limits;
-  limits.bytes = std::min(limits.bytes, (inputs.is_host ? left : inputs.device_limit) / 2);
+  limits.bytes = std::min(limits.bytes, (inputs.is_host ? left : inputs.device_limit) * 17 / 20);
   std::vector<StageFactors> passes;
   const auto rehearse_once = [&] {
     machine.device().executor().run([&] {

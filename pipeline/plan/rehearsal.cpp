@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kMultiple = 64;  // of neurons, and of tokens in a register tile
 constexpr size_t kPasses = 4;
 constexpr int kLargestBatch = 4;                    // larger ones take no less a token
-constexpr int64_t kCacheBytes = int64_t{64} << 20;  // larger than what caches hold
+constexpr int64_t kCacheBytes = int64_t{32} << 20;  // larger than what caches hold
 constexpr double kHeldBytes = 32;  // of a weight, at the most: masters, moments, copies, masks
 
 bool divides(const SparsityPattern& pattern, const Architecture& architecture) {

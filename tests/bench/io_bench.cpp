@@ -305,6 +305,7 @@ void code_cache(const fs::path& path) {
   std::vector<std::byte> elements(shape.chunk_bytes());
   double raw = 0, stored = 0, decoding = 0, encoding = 0;
   const auto fastest = [](auto work) {
+    using Clock = std::chrono::steady_clock;
     double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i < 5; ++i) {
       const auto start = Clock::now();

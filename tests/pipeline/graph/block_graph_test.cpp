@@ -15,6 +15,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "pipeline/errors.h"
 #include "storage/errors.h"
