@@ -1,6 +1,5 @@
 #include "pipeline/plan/rehearsal.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 
@@ -18,10 +17,10 @@
 namespace coppice {
 namespace {
 
-constexpr int64_t kMultiple = 64;  // of neurons, and of tokens in a register tile
+constexpr int64_t kMultiple = 64;  // of neurons
 constexpr size_t kPasses = 4;
 constexpr int kLargestBatch = 4;                    // larger ones take no less a token
-constexpr int64_t kCacheBytes = int64_t{32} << 20;  // larger than what caches hold
+constexpr int64_t kCacheBytes = int64_t{32} << 20;  // written, they push weights out of most caches
 constexpr double kHeldBytes = 32;  // of a weight, at the most: masters, moments, copies, masks
 
 bool divides(const SparsityPattern& pattern, const Architecture& architecture) {
@@ -52,7 +51,6 @@ class Rehearsal {
         boundaries_(windows, scalar_type(slice_.dtype), compute_),
         weights_(
             gather_block(slice_, 0, [this](const std::string& name) { return random(name); })) {
-    recipe_.reconstruct.epochs = 1;
     const auto sink = boundaries_.sink({Stream::kDense, 0});
     for (int window = 0; window < windows_; ++window) {
       sink->write(window, at::randn({seqlen_, slice_.hidden}, options(at::kFloat)));
@@ -79,8 +77,7 @@ class Rehearsal {
     variant.reconstruct = recipe_.reconstruct;
     const std::vector<HalfRange> whole = {{0, 2}};
     const auto forward = forward_stage(recipe_.prune);
-    at::ones({kCacheBytes},
-             options(at::kByte));  // a block's weights come from the disk, in no cache
+    at::ones({kCacheBytes}, options(at::kByte));  // weights come from the disk, in no cache
     told(*forward, whole, timed(*forward, job, whole[0], variant));
     for (const HalfRange& window : windows_of({0, 2}, recipe_.reconstruct.window)) {
       for (const auto& stage : adapt_stages(recipe_.prune, recipe_.reconstruct)) {

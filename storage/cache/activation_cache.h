@@ -36,7 +36,7 @@ class ActivationCacheWriter {
   ActivationCacheWriter(std::filesystem::path path, const ActivationShape& shape);
   ~ActivationCacheWriter();  // removes an unfinished file
   /// Takes room on the disk for one more chunk and for all that finish() adds, so that neither
-  /// finds it full. Throws IoError (ENOSPC), after which it may be called again.
+  /// finds it full. Throws IoError (ENOSPC): then nothing is held, call it again before write().
   void reserve(uint64_t chunk_bytes);
   void write(int64_t window, const EncodedChunk& chunk);
   /// Writes the index, closes, syncs, renames. The record's hash is over description and index,

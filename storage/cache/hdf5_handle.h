@@ -89,8 +89,8 @@ class Hdf5StagedFile {
   const std::filesystem::path& path() const { return path_; }
 
   /// Takes room on the disk for `bytes` more than the file has now, so that no write within them
-  /// finds the disk full. Throws IoError (ENOSPC), after which it may be called again. Nothing
-  /// where the file system cannot.
+  /// finds the disk full. Throws IoError (ENOSPC), after which nothing is held and it is to be
+  /// called again before the next write. Nothing where the file system cannot.
   void reserve(uint64_t bytes);
 
   /// Tells of raw data that HDF5 has written and will not touch again, so that it goes to the disk

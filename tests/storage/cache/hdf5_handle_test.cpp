@@ -231,7 +231,8 @@ TEST(Hdf5Handle, WhatWasReservedIsThereOnADiskThatFilledUp) {
     if (!is_refused_for_space(file, uint64_t{2} << 20)) return 1;
     file.reserve(300'000);
     fill(dir.path());
-    if (!is_refused_for_space(file, 600'000)) return 2;
+    // Not by another reserve(): a refused one gives back what was held.
+    if (std::ofstream(dir / "more") << 'x' << std::flush) return 2;
     file.calls().write_text(file.id(), "name", std::string(40'000, 'a'));
     return file.publish() > 40'000 ? 0 : 3;
   });
