@@ -74,13 +74,15 @@ class Bench:
     def overlap(self) -> None:
         print("\noverlap of the dense forward with statistics (seconds; medians)")
         print(f"{'':<34} {'both':>7} {'compute':>8} {'I/O':>7} {'ratio':>6} (quartiles)")
-        for what, name, options, blocks, windows, seqlen in (
-            ("compute dominates, 16 x 256 tokens", "middle", MIDDLE, 8, 16, 256),
-            ("I/O dominates, 1 x 8 tokens", "deep", WIDE, 16, 1, 8),
+        for what, name, options, blocks, windows, seqlen, rate in (
+            ("compute dominates, 16 x 256 tokens", "middle", MIDDLE, 8, 16, 256, ()),
+            ("I/O dominates, 1 x 8 tokens", "deep", WIDE, 16, 1, 8, ()),
+            ("the same, disk held to 0.5 GB/s", "deep", WIDE, 16, 1, 8, (0.5,)),
+            ("1 x 256 tokens, 0.5 GB/s", "deep", WIDE, 16, 1, 256, (0.5,)),
         ):
             done = subprocess.run(
                 ["build/release/bin/stream_bench", self.model(name, options, blocks)]
-                + [str(x) for x in (windows, seqlen, self.dir / "cache", 5 * self.rounds)],
+                + [str(x) for x in (windows, seqlen, self.dir / "cache", 5 * self.rounds, *rate)],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -1,7 +1,10 @@
 // How well reading and computing overlap: a model streamed forward as the program does it, beside
 // the same with everything in memory, and the same with stages that do nothing.
 //
-// usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS
+// usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS [GB/s]
+//
+// With a rate, the disk is held to it (it should be a rate the disk always has): a shared disk
+// swings by more than what is to be measured.
 //
 // Prints one line of JSON: medians of seconds `both`, `compute` (weights in their slots, hidden
 // states as tensors), `io` (weights read; hidden states read, decoded, encoded and written), and
@@ -16,6 +19,7 @@
 #include <filesystem>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "pipeline/graph/block_graph.h"
@@ -25,6 +29,7 @@
 #include "pipeline/resident_boundaries.h"
 #include "pipeline/span_work.h"
 #include "stages/calibrate.h"
+#include "tests/bench/paced_engine.h"
 
 namespace coppice {
 namespace {
@@ -33,7 +38,8 @@ namespace fs = std::filesystem;
 
 class StreamBench {
  public:
-  StreamBench(const fs::path& directory, int windows, int seqlen, fs::path scratch)
+  /// `rate`: bytes a second the disk is held to, 0 as fast as it can.
+  StreamBench(const fs::path& directory, int windows, int seqlen, fs::path scratch, double rate)
       : model_(open_model(directory, {})),
         tokens_(numbered_tokens(windows, seqlen, model_.architecture.vocab)),
         spans_(model_, tokens_),
@@ -44,6 +50,7 @@ class StreamBench {
       blocks_.push_back(spans_.block_span(block));
       slots_.push_back(machine_.device().allocate_slot(spans_.slot_bytes()));
     }
+    if (rate > 0) paced_.emplace(machine_.engine(), rate);
     machine_.read_often(model_.checkpoint.files());
     machine_.device().executor().run([this] {
       rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
@@ -97,6 +104,7 @@ class StreamBench {
     return tokens;
   }
 
+  IoEngine& engine() { return paced_ ? *paced_ : machine_.engine(); }
   at::ScalarType stored() const { return scalar_type(model_.architecture.dtype); }
 
   /// x_0: anything finite and different in each element.
@@ -134,7 +142,7 @@ class StreamBench {
     if (3 * options.shape.chunk_bytes() * uint64_t(tokens_.count()) < (uint64_t{32} << 20)) {
       options.inputs_in_ram = tokens_.count();
     }
-    CachedBoundaries cached(options, machine_.engine(), machine_.hdf5_thread(), machine_.meters(),
+    CachedBoundaries cached(options, engine(), machine_.hdf5_thread(), machine_.meters(),
                             [](Boundary, const FileRecord&) {});
     cached.set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });
     machine_.device().executor().run([&] { begin(cached); });
@@ -159,8 +167,8 @@ class StreamBench {
       if (reads == Reads::kNo) span.plan.reads.clear();
     };
     work.forward = std::move(forward);
-    BlockGraph graph(std::move(options), std::move(work), machine_.engine(),
-                     machine_.device().executor(), machine_.store_thread());
+    BlockGraph graph(std::move(options), std::move(work), engine(), machine_.device().executor(),
+                     machine_.store_thread());
     const auto start = std::chrono::steady_clock::now();
     graph.run();
     return seconds_since(start);
@@ -170,6 +178,7 @@ class StreamBench {
   TokenWindows tokens_;
   ModelSpans spans_;
   Machine machine_;
+  std::optional<PacedEngine> paced_;
   fs::path scratch_;
   at::ScalarType compute_;
   RotaryTable rotary_;
@@ -187,11 +196,12 @@ double median(const std::vector<double>& values) { return quantile(values, 0.5);
 }  // namespace coppice
 
 int main(int argc, char** argv) {
-  if (argc != 6) {
-    fmt::print(stderr, "usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS\n");
+  if (argc != 6 && argc != 7) {
+    fmt::print(stderr, "usage: stream_bench MODEL_DIR WINDOWS SEQLEN SCRATCH_DIR ROUNDS [GB/s]\n");
     return 2;
   }
-  coppice::StreamBench bench(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  coppice::StreamBench bench(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argv[4],
+                             argc == 7 ? 1e9 * std::atof(argv[6]) : 0);
   std::vector<double> both, compute, io, ratios;
   for (int round = 0; round < std::atoi(argv[5]); ++round) {
     // Each side goes first in every other round: the rate of a shared disk drifts.
