@@ -82,7 +82,7 @@ class Bench:
         ):
             done = subprocess.run(
                 ["build/release/bin/stream_bench", self.model(name, options, blocks)]
-                + [str(x) for x in (windows, seqlen, self.dir / "cache", 5 * self.rounds, *rate)],
+                + [str(x) for x in (windows, seqlen, self.dir / "cache", self.rounds * (1 if rate else 5), *rate)],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
