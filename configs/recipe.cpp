@@ -150,13 +150,31 @@ void check_pattern(PruneOptions& prune, Stated sparsity) {
         fmt::format("prune.sparsity: {}: sparsity_type {} makes it {}; leave it out or state that",
                     prune.sparsity, pattern, implied));
   }
-  if (prune.comparison == Comparison::kMatrix) {
+  if (!prune.block_sparsities.empty() || !prune.sparsity_map.empty()) {
+    throw ConfigError(fmt::format(
+        "prune.{}: sparsity_type {} makes every sparsity {}; leave it out",
+        prune.sparsity_map.empty() ? "block_sparsities" : "sparsity_map", pattern, implied));
+  }
+  if (prune.comparison != Comparison::kAuto) {
     throw ConfigError(
-        fmt::format("prune.comparison: matrix: sparsity_type {} compares within {} inputs of a "
-                    "row; leave it out",
+        fmt::format("prune.comparison: sparsity_type {} compares within {} inputs of a row; leave "
+                    "it out",
                     pattern, prune.pattern.group_size));
   }
   prune.sparsity = implied;
+}
+
+void check_comparison(const PruneOptions& prune) {
+  if (prune.method == PruneMethod::kWanda && prune.comparison == Comparison::kMatrix) {
+    throw ConfigError(
+        "prune.comparison: matrix: wanda compares within rows; leave it out, or prune by "
+        "magnitude or ria");
+  }
+  if (prune.method == PruneMethod::kSparseGpt && prune.comparison != Comparison::kAuto) {
+    throw ConfigError(
+        "prune.comparison: sparsegpt compares within the blocks of columns it sweeps; leave it "
+        "out");
+  }
 }
 
 }  // namespace
@@ -215,19 +233,14 @@ void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_us
         return key != nullptr && key->path() == "prune.sparsity";
       });
   check_pattern(recipe.prune, is_stated ? Stated::kByUser : Stated::kByNobody);
-  if (recipe.prune.method == PruneMethod::kWanda &&
-      recipe.prune.comparison == Comparison::kMatrix) {
-    throw ConfigError(
-        "prune.comparison: matrix: wanda compares within rows; leave it out, or prune by "
-        "magnitude");
-  }
+  check_comparison(recipe.prune);
   if (recipe.reconstruct.window != WindowKind::kNone && recipe.calibration.nsamples < 2) {
     throw ConfigError(
         fmt::format("calibration.nsamples: {}: at least 2 when reconstructing, one to train on and "
                     "one to judge by; or set reconstruct.window to none",
                     recipe.calibration.nsamples));
   }
-  recipe.reconstruct.seed = recipe.calibration.seed;
+  recipe.prune.seed = recipe.reconstruct.seed = recipe.calibration.seed;
 }
 
 std::string write_recipe(const Recipe& recipe) {

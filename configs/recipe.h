@@ -61,8 +61,8 @@ struct RecipeKey {
   std::string path() const;  // "prune.sparsity_type"
 };
 
-/// All keys, in the order they are written. `reconstruct.seed` has no key: calibration.seed serves
-/// both.
+/// All keys, in the order they are written. calibration.seed serves what is drawn in
+/// other sections, too.
 const std::vector<RecipeKey>& recipe_keys();
 
 /// Sets one key by flag name or by "section.name". Throws ConfigError naming the nearest known key.

@@ -44,22 +44,35 @@ RecipeKey with_flag(RecipeKey key, std::string flag) {
 
 std::vector<RecipeKey> prune_keys() {
   return {
-      with_flag(make_key("prune", "method", "how weights are scored: magnitude or wanda",
-                         one_of<PruneMethod>({{"magnitude", PruneMethod::kMagnitude},
-                                              {"wanda", PruneMethod::kWanda}},
-                                             {"random", "ria", "sparsegpt", "flap", "wanda_sp"}),
+      with_flag(make_key("prune", "method",
+                         "how weights are scored: random, magnitude, wanda, ria or sparsegpt",
+                         one_of<PruneMethod>({{"random", PruneMethod::kRandom},
+                                              {"magnitude", PruneMethod::kMagnitude},
+                                              {"wanda", PruneMethod::kWanda},
+                                              {"ria", PruneMethod::kRia},
+                                              {"sparsegpt", PruneMethod::kSparseGpt}},
+                                             {"flap", "wanda_sp"}),
                          &Recipe::prune, &PruneOptions::method),
                 "--prune-method"),
       make_key("prune", "sparsity",
                "fraction of the targeted weights that become zero; follows from N:M",
                real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
                &Recipe::prune, &PruneOptions::sparsity),
+      as_list(make_key("prune", "block_sparsities",
+                       "fraction of zeros of each block, from the first to the last",
+                       sparsity_list(), &Recipe::prune, &PruneOptions::block_sparsities)),
+      as_list(make_key("prune", "sparsity_map",
+                       "PATTERN=FRACTION of linears with a sparsity of their own; the first that "
+                       "matches",
+                       sparsity_rules(), &Recipe::prune, &PruneOptions::sparsity_map)),
       make_key("prune", "sparsity_type",
                "unstructured, or N:M: N weights kept of every M along a row", sparsity_pattern(),
                &Recipe::prune, &PruneOptions::pattern),
       make_key("prune", "comparison",
-               "within what magnitudes are compared: row or matrix; wanda always compares rows",
-               one_of<Comparison>({{"row", Comparison::kRow}, {"matrix", Comparison::kMatrix}}),
+               "within what scores are compared: row, matrix, or auto (matrix for ria, else row)",
+               one_of<Comparison>({{"auto", Comparison::kAuto},
+                                   {"row", Comparison::kRow},
+                                   {"matrix", Comparison::kMatrix}}),
                &Recipe::prune, &PruneOptions::comparison),
       as_list(make_key("prune", "targets",
                        "linears to prune, by name or re: pattern; none means all of the blocks",
@@ -82,9 +95,25 @@ std::vector<RecipeKey> reconstruct_keys() {
                "whose activations flow on: dense (those of the dense model)",
                one_of<Propagation>({{"dense", Propagation::kDense}}, {"sparse", "mixed"}),
                &Recipe::reconstruct, &ReconstructOptions::propagation),
-      make_key("reconstruct", "loss", "distance to the dense window's output: mse",
-               one_of<Loss>({{"mse", Loss::kMse}}, {"cosine", "mse_normalized"}),
+      make_key("reconstruct", "loss",
+               "distance to the dense window's output: mse, mse_normalized (by the target token's "
+               "norm), or cosine",
+               one_of<Loss>({{"mse", Loss::kMse},
+                             {"mse_normalized", Loss::kMseNormalized},
+                             {"cosine", Loss::kCosine}}),
                &Recipe::reconstruct, &ReconstructOptions::loss),
+      make_key("reconstruct", "solver",
+               "adamw, least_squares (each weight on its own, no training), or "
+               "least_squares+adamw (training starts there)",
+               one_of<Solver>({{"adamw", Solver::kAdamW},
+                               {"least_squares", Solver::kLeastSquares},
+                               {"least_squares+adamw", Solver::kLeastSquaresAdamW}}),
+               &Recipe::reconstruct, &ReconstructOptions::solver),
+      make_key("reconstruct", "ridge",
+               "of least squares: pull towards the weights as they were, as a share of the mean "
+               "square of an input",
+               real_number([](double x) { return x > 0; }, "greater than 0"), &Recipe::reconstruct,
+               &ReconstructOptions::ridge),
       make_key("reconstruct", "epochs", "passes over the training windows", whole_number(1),
                &Recipe::reconstruct, &ReconstructOptions::epochs),
       make_key("reconstruct", "batch_size", "sequences per optimiser step", whole_number(1),
@@ -112,10 +141,10 @@ std::vector<RecipeKey> reconstruct_keys() {
 RecipeKey seed_key() {
   RecipeKey key = make_key("calibration", "seed", "of whatever is drawn: windows, their order",
                            seed_number(), &Recipe::calibration, &CalibrationOptions::seed);
-  // One seed for a run: the order of training follows the same key.
+  // One seed for a run: random scores and the order of training follow the same key.
   key.set = [set = key.set](Recipe& recipe, const std::string& text) {
     set(recipe, text);
-    recipe.reconstruct.seed = recipe.calibration.seed;
+    recipe.prune.seed = recipe.reconstruct.seed = recipe.calibration.seed;
   };
   return key;
 }

@@ -73,6 +73,22 @@ SparsityPattern read_pattern(const std::string& text) {
       text, "\"unstructured\", or N:M with N kept of every M inputs, 1 <= N < M <= 64, as in 2:4");
 }
 
+double read_sparsity(const std::string& text) {
+  const std::optional<double> number = whole_text<double>(text);
+  if (!number || !(*number >= 0 && *number < 1)) {
+    throw wrong(text, "must be a fraction of zeros, at least 0 and less than 1");
+  }
+  return *number;
+}
+
+SparsityRule read_rule(const std::string& text) {
+  const size_t equals = text.rfind('=');
+  if (equals == std::string::npos || trimmed(text.substr(0, equals)).empty()) {
+    throw wrong(text, "must be a pattern, =, and a fraction of zeros, as in re:.*mlp.*=0.6");
+  }
+  return {trimmed(text.substr(0, equals)), read_sparsity(trimmed(text.substr(equals + 1)))};
+}
+
 }  // namespace
 
 // A doubled comma cannot be mistaken for two separators: no entry is empty or begins with a comma.
@@ -176,5 +192,32 @@ ValueForm<uint64_t> byte_multiple(uint64_t unit) {
 }
 
 ValueForm<std::vector<std::string>> name_list() { return {read_names, join_names}; }
+
+ValueForm<std::vector<double>> sparsity_list() {
+  auto read = [](const std::string& text) {
+    std::vector<double> fractions;
+    for (const std::string& entry : split_names(text)) fractions.push_back(read_sparsity(entry));
+    return fractions;
+  };
+  return {read, [](const std::vector<double>& fractions) {
+            return fmt::format("{}", fmt::join(fractions, ","));
+          }};
+}
+
+ValueForm<std::vector<SparsityRule>> sparsity_rules() {
+  auto read = [](const std::string& text) {
+    std::vector<SparsityRule> rules;
+    for (const std::string& entry : read_names(text)) rules.push_back(read_rule(entry));
+    return rules;
+  };
+  auto print = [](const std::vector<SparsityRule>& rules) {
+    std::vector<std::string> entries;
+    for (const SparsityRule& rule : rules) {
+      entries.push_back(fmt::format("{}={}", rule.pattern, rule.sparsity));
+    }
+    return join_names(entries);
+  };
+  return {read, print};
+}
 
 }  // namespace coppice

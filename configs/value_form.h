@@ -37,6 +37,10 @@ ValueForm<uint64_t> byte_multiple(uint64_t unit);
 /// Names and patterns separated by commas; a doubled comma is a comma within a pattern. No entry is
 /// empty, begins or ends with a space, begins with a comma or holds a control character.
 ValueForm<std::vector<std::string>> name_list();
+/// Fractions of zeros, separated by commas.
+ValueForm<std::vector<double>> sparsity_list();
+/// "PATTERN=FRACTION", separated by commas, patterns as in name_list().
+ValueForm<std::vector<SparsityRule>> sparsity_rules();
 /// The two halves of that form, unchecked; joining wants entries that name_list() would accept.
 std::vector<std::string> split_names(const std::string& text);
 std::string join_names(const std::vector<std::string>& names);

@@ -48,7 +48,7 @@ void ForwardPass::forward(GraphSpan& span) {
   }
   start_job(span, model_, machine_.device(), rotary_, *boundaries_, {});
   WindowJob job{*work.job, work.job->halves, nullptr};
-  Calibrate(Calibrate::Statistics::kNone).run(job);
+  Calibrate({}).run(job);
   work.job.reset();
   boundaries_->expire({Stream::kDense, 2 * work.span.block});
 }

@@ -429,8 +429,10 @@ RunResult PruneRun::execute() {
       });
   boundaries_->set_unwanted([this](Boundary boundary) { return is_unwanted(boundary); });
 
-  forward_stage_ = forward_stage(options_.recipe.prune, plan_.settings.convert);
-  forward_only_ = std::make_unique<Calibrate>(Calibrate::Statistics::kNone, plan_.settings.convert);
+  forward_stage_ =
+      forward_stage(options_.recipe.prune, options_.recipe.reconstruct, plan_.settings.convert);
+  forward_only_ =
+      std::make_unique<Calibrate>(Calibrate::Options{.convert = plan_.settings.convert});
   adapt_stages_ = adapt_stages(options_.recipe.prune, options_.recipe.reconstruct);
   machine_.device().executor().run([this] {
     rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,

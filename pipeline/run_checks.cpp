@@ -2,15 +2,67 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "configs/errors.h"  // ConfigError
-#include "stages/prune.h"    // is_target
+#include "stages/targets.h"  // is_target
 
 namespace coppice {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+/// Every linear of the blocks, and what lies outside of them: all that a pattern can mean.
+std::vector<std::string> linears_of(const Architecture& architecture) {
+  std::vector<std::string> names;
+  for (int block = 0; block < architecture.num_blocks; ++block) {
+    for (const LinearSpec& linear : architecture.linears) {
+      names.push_back(in_block(architecture, block, linear.name));
+    }
+  }
+  return names;
+}
+
+/// A pattern that names nothing is a mistake, and an expensive one if it is found in the morning.
+void require_named(const std::string& key, const std::string& pattern,
+                   const std::vector<std::string>& linears) {
+  const bool is_named = std::any_of(linears.begin(), linears.end(), [&](const std::string& linear) {
+    return names_linear(pattern, linear);
+  });
+  if (is_named) return;
+  throw ConfigError(
+      fmt::format("{}: {}: names no linear of the model, whose linears are called as {} is; a "
+                  "whole name or its last parts are wanted, or re: and an expression that "
+                  "matches from the start",
+                  key, pattern, linears.front()));
+}
+
+void require_patterns_named(const PruneOptions& prune, const Architecture& architecture) {
+  std::vector<std::string> linears = linears_of(architecture);
+  for (const std::string& pattern : prune.targets) require_named("prune.targets", pattern, linears);
+  for (const SparsityRule& rule : prune.sparsity_map) {
+    require_named("prune.sparsity_map", rule.pattern, linears);
+  }
+  for (const NamedShape& outer : outer_tensors(architecture)) {
+    linears.push_back(outer.name.substr(0, outer.name.rfind('.')));
+  }
+  linears.push_back("lm_head");  // never pruned, whether there is one or not
+  for (const std::string& pattern : prune.ignore) require_named("prune.ignore", pattern, linears);
+}
+
+}  // namespace
+
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens) {
+  require_patterns_named(recipe.prune, architecture);
+  const size_t given = recipe.prune.block_sparsities.size();
+  if (given != 0 && given != size_t(architecture.num_blocks)) {
+    throw ConfigError(
+        fmt::format("prune.block_sparsities: {} numbers for a model of {} blocks: one a block is "
+                    "wanted",
+                    given, architecture.num_blocks));
+  }
   const SparsityPattern& pattern = recipe.prune.pattern;
   bool any_target = false;
   for (const LinearSpec& linear : architecture.linears) {

@@ -10,6 +10,8 @@
 #include "stages/model/block_forward.h"
 #include "stages/model/half_cost.h"
 #include "stages/ops/column_squares.h"
+#include "stages/ops/gram.h"
+#include "stages/reconstruct.h"  // num_held_out
 
 namespace coppice {
 namespace {
@@ -20,18 +22,24 @@ struct HalfAtWork {
   int number;
   BlockWeights weights;
   std::unique_ptr<ActivationSink> sink;  // of its output; null where nobody asks for it
-  InputObserver observe;
+  InputObserver observe, observe_held_out;
   std::string output_name;
 };
 
-InputObserver accumulate_squares(SpanJob& span, int block) {
-  return [&span, block](const std::string& input, const at::Tensor& x) {
+InputObserver accumulate(SpanJob& span, int block, Calibrate::Statistics wanted) {
+  return [&span, block, wanted](const std::string& input, const at::Tensor& x) {
     InputStatistics& statistics = span.statistics[in_block(span.architecture, block, input)];
+    const int64_t in = x.size(1);
     if (!statistics.sum_of_squares.defined()) {
-      statistics.sum_of_squares = at::zeros({x.size(1)}, x.options().dtype(at::kDouble));
+      statistics.sum_of_squares = at::zeros({in}, x.options().dtype(at::kDouble));
     }
     add_column_squares(statistics.sum_of_squares, x);
     statistics.tokens += x.size(0);
+    if (wanted != Calibrate::Statistics::kGram) return;
+    if (!statistics.gram.defined()) {
+      statistics.gram = at::zeros({in, in}, x.options().dtype(at::kFloat));
+    }
+    add_gram(statistics.gram, x);
   };
 }
 
@@ -41,16 +49,16 @@ std::string output_name(const Architecture& architecture, int half) {
          in_block(architecture, half / 2, architecture.linear(role).name);
 }
 
-HalfAtWork put_to_work(SpanJob& span, int half, Calibrate::Statistics statistics,
-                       Calibrate::Convert convert) {
+HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& options) {
   HalfAtWork work;
   work.number = half;
-  work.weights = convert == Calibrate::Convert::kAhead
+  work.weights = options.convert == Calibrate::Convert::kAhead
                      ? converted(span.architecture, span.dense, half_of(half), span.compute)
                      : span.dense;
   work.sink = span.boundaries.sink({Stream::kDense, half + 1});
-  if (statistics == Calibrate::Statistics::kSquares) {
-    work.observe = accumulate_squares(span, half / 2);
+  if (options.statistics != Calibrate::Statistics::kNone) {
+    work.observe = accumulate(span, half / 2, options.statistics);
+    work.observe_held_out = accumulate(span, half / 2, Calibrate::Statistics::kSquares);
   }
   work.output_name = output_name(span.architecture, half);
   return work;
@@ -61,8 +69,16 @@ int64_t stored_bytes(const std::string& dtype) { return dtype == "F32" ? 4 : 2; 
 }  // namespace
 
 Products Calibrate::gives() const {
-  return statistics_ == Statistics::kNone ? Products::kBoundaries
-                                          : Products::kBoundaries | Products::kStatistics;
+  Products products = Products::kBoundaries;
+  if (options_.statistics != Statistics::kNone) products = products | Products::kStatistics;
+  if (options_.statistics == Statistics::kGram) products = products | Products::kGram;
+  return products;
+}
+
+int Calibrate::num_gram_windows(int64_t num_windows) const {
+  const auto windows = static_cast<int>(num_windows);
+  if (options_.held_out_fraction == 0 || windows < 2) return windows;
+  return windows - num_held_out(options_.held_out_fraction, windows);
 }
 
 Cost Calibrate::cost(const SpanShape& shape) const {
@@ -75,14 +91,14 @@ Cost Calibrate::cost(const SpanShape& shape) const {
   const bool has_copies = shape.compute_bytes != stored_bytes(architecture.dtype);
   Cost cost;
   cost.bytes_moved = boundary * stored;  // the span's input
-  double copies = 0, activations = 0;
+  double copies = 0, activations = 0, widened = 0;
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
     const Half kind = half_of(half);
     cost.product_flop += linear_flop(architecture, kind, tokens);
     cost.attention_flop += attention_flop(architecture, kind, tokens, seqlen);
     cost.bytes_moved += boundary * stored;
     double touched = touched_activations(architecture, kind).forward;
-    if (statistics_ == Statistics::kSquares) {  // reads what linears read
+    if (options_.statistics != Statistics::kNone) {  // reads what linears read
       touched += static_cast<double>(architecture.hidden +
                                      architecture.linear(kind == Half::kMlp ? "down" : "o").in);
     }
@@ -90,7 +106,7 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     cost.bytes_touched += tokens * touched * element + boundary * (3 * element + 2 * stored);
     const auto parameters = static_cast<double>(half_parameters(architecture, kind));
     const auto largest = static_cast<double>(largest_weight(architecture, kind));
-    if (has_copies && convert_ == Convert::kAhead) {
+    if (has_copies && options_.convert == Convert::kAhead) {
       copies += parameters * element;
       cost.bytes_touched += parameters * (stored + element);
     } else if (has_copies) {
@@ -100,8 +116,17 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     }
     cost.bytes_touched += parameters * stored;  // looked at for what is not finite
     activations = std::max(activations, static_cast<double>(kept_activations(architecture, kind)));
+    if (options_.statistics != Statistics::kGram) continue;
+    const double seen = static_cast<double>(num_gram_windows(shape.num_windows)) * seqlen;
+    for (const auto& [input, in] : inputs_of(architecture, kind)) {
+      cost.product_flop += gram_flop(in, seen);
+      cost.bytes_kept += 4.0 * static_cast<double>(in * in);
+      if (shape.compute_bytes != 4) {  // multiplied in fp32
+        widened = std::max(widened, 4.0 * seqlen * static_cast<double>(in));
+      }
+    }
   }
-  cost.bytes_held = copies + element * seqlen * activations;
+  cost.bytes_held = copies + element * seqlen * activations + widened;
   return cost;
 }
 
@@ -111,20 +136,24 @@ void Calibrate::run(WindowJob& job) const {
   require_finite(span.architecture, job.halves.first_block(), span.dense);
   std::vector<HalfAtWork> halves;
   for (int half = job.halves.first; half < job.halves.last; ++half) {
-    halves.push_back(put_to_work(span, half, statistics_, convert_));
+    halves.push_back(put_to_work(span, half, options_));
   }
   const std::unique_ptr<ActivationSource> inputs = span.boundaries.inputs(job.halves);
   std::vector<int> order(static_cast<size_t>(inputs->num_windows()));
   std::iota(order.begin(), order.end(), 0);
   inputs->announce(order);
   for (const int window : order) {
+    const bool is_held_out = window >= num_gram_windows(inputs->num_windows());
     MicroBatch x = inputs->read({&window, 1});
     for (const HalfAtWork& half : halves) {
       x.hidden = forward_half(half_of(half.number), span.architecture, half.weights, span.rotary, x,
-                              half.observe);
+                              is_held_out ? half.observe_held_out : half.observe);
       require_finite(half.output_name, x.hidden);
       if (half.sink) half.sink->write(window, x.hidden);
     }
+  }
+  for (auto& [input, statistics] : span.statistics) {
+    if (statistics.gram.defined()) mirror_gram(statistics.gram);
   }
 }
 

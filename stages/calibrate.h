@@ -6,16 +6,21 @@
 namespace coppice {
 
 /// Reads each calibration window once, runs the span's halves on it with the dense weights, writes
-/// every boundary somebody will ask for, and accumulates InputStatistics (fp32 squares summed in
-/// fp64). The micro-batch is one calibration window.
+/// every boundary somebody will ask for, and accumulates InputStatistics: squares over all windows
+/// (fp32, summed in fp64), Gram matrices over those that are not held out, so that what is fitted
+/// to them can be judged on the rest. The micro-batch is one calibration window.
 class Calibrate final : public Stage {
  public:
-  enum class Statistics { kNone, kSquares };
+  enum class Statistics { kNone, kSquares, kGram };  // kGram: squares as well
   /// When weights are converted to the compute dtype: once for all windows, or for every product
   /// (a copy of the largest weight instead of the whole block; the same bits).
   enum class Convert { kAhead, kOnUse };
-  explicit Calibrate(Statistics statistics, Convert convert = Convert::kAhead)
-      : statistics_(statistics), convert_(convert) {}
+  struct Options {
+    Statistics statistics = Statistics::kNone;
+    Convert convert = Convert::kAhead;
+    double held_out_fraction = 0;  // of the windows, as num_held_out() counts; 0: none is held out
+  };
+  explicit Calibrate(Options options) : options_(options) {}
   std::string_view name() const override { return "calibrate"; }
   Products needs() const override { return Products::kNone; }
   Products gives() const override;
@@ -23,8 +28,9 @@ class Calibrate final : public Stage {
   void run(WindowJob& job) const override;
 
  private:
-  Statistics statistics_;
-  Convert convert_;
+  int num_gram_windows(int64_t num_windows) const;
+
+  Options options_;
 };
 
 }  // namespace coppice

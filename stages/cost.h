@@ -16,6 +16,8 @@ struct Cost {
   /// Peak on the device, beside the weights in their slot, adapted tensors in the output, and what
   /// the boundaries hold.
   double bytes_held = 0;
+  /// Statistics that stay until the span's last stage is done.
+  double bytes_kept = 0;
 
   double flop() const { return product_flop + attention_flop; }
 
@@ -27,6 +29,7 @@ struct Cost {
     weights_selected += other.weights_selected;
     bytes_moved += other.bytes_moved;
     bytes_held = std::max(bytes_held, other.bytes_held);
+    bytes_kept += other.bytes_kept;
     return *this;
   }
 };

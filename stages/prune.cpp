@@ -3,73 +3,70 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <regex>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
 
 #include "stages/errors.h"  // NumericalError
 #include "stages/finite.h"
-#include "stages/ops/mask_select.h"   // scores → mask
-#include "stages/scores/magnitude.h"  // weights → scores
+#include "stages/ops/mask_select.h"  // scores → mask
+#include "stages/scores/magnitude.h"
+#include "stages/scores/random.h"
+#include "stages/scores/ria.h"
+#include "stages/scores/sparsegpt.h"
 #include "stages/scores/wanda.h"
+#include "stages/seed.h"
+#include "stages/targets.h"
 
 namespace coppice {
 namespace {
 
-/// One linear of the window, with its names spelled out.
-struct Target {
-  const LinearSpec& spec;
-  std::string tensor;     // full name of its weight
-  std::string statistic;  // full name of what it reads
+// Of SparseGPT's Hessian. What does not factorise is damped ten times more, and again.
+constexpr double kDamping = 0.01;
+constexpr int kDampingRetries = 3;
+
+/// What was decided for one linear.
+struct Decision {
+  at::Tensor mask;    // bool [out, in]: true is kept
+  at::Tensor values;  // [out, in], any float type: of the kept weights
+  PruneMethod method;
+  std::string fallback = {};  // empty, or why the method is not the one that was asked for
 };
 
-std::vector<Target> targets_of(const Architecture& architecture, HalfRange halves,
-                               const PruneOptions& options) {
-  std::vector<Target> targets;
-  for (int half = halves.first; half < halves.last; ++half) {
-    const int block = half / 2;
-    for (const LinearSpec& spec : architecture.linears) {
-      if (spec.half != half_of(half)) continue;
-      const std::string linear = in_block(architecture, block, spec.name);
-      if (!is_target(options, linear)) continue;
-      targets.push_back({spec, linear + ".weight", in_block(architecture, block, spec.input)});
-    }
-  }
-  return targets;
-}
-
-std::string pattern_name(const SparsityPattern& pattern) {
-  if (pattern.is_unstructured()) return "unstructured";
-  return fmt::format("{}:{}", pattern.num_kept, pattern.group_size);
-}
-
-void require_whole_groups(const Target& target, const SparsityPattern& pattern) {
-  if (pattern.is_unstructured() || target.spec.in % pattern.group_size == 0) return;
-  throw std::invalid_argument(fmt::format(
-      "{}: in = {} is no multiple of {}, as pattern {} wants; ignore this linear or take "
-      "another pattern",
-      target.tensor, target.spec.in, pattern.group_size, pattern_name(pattern)));
-}
+/// The factor of the last input seen: linears that read the same share it.
+struct SharedFactor {
+  std::string statistic;
+  std::optional<at::Tensor> factor;
+};
 
 // ---- one switch per enum ----------------------------------------------------------------------
 
 std::string_view method_name(PruneMethod method) {
   switch (method) {
+    case PruneMethod::kRandom:
+      return "random";
     case PruneMethod::kMagnitude:
       return "magnitude";
     case PruneMethod::kWanda:
       return "wanda";
+    case PruneMethod::kRia:
+      return "ria";
+    case PruneMethod::kSparseGpt:
+      return "sparsegpt";
   }
   throw std::logic_error("prune: unknown method");
 }
 
 Products needs_of(PruneMethod method) {
   switch (method) {
+    case PruneMethod::kRandom:
     case PruneMethod::kMagnitude:
       return Products::kNone;
     case PruneMethod::kWanda:
+    case PruneMethod::kRia:
       return Products::kStatistics;
+    case PruneMethod::kSparseGpt:  // norms for what it falls back to
+      return Products::kStatistics | Products::kGram;
   }
   throw std::logic_error("prune: unknown method");
 }
@@ -84,52 +81,89 @@ const InputStatistics& statistics_of(const SpanJob& span, const Target& target) 
 }
 
 /// [out, in] fp32: the smallest are pruned first.
-at::Tensor score(PruneMethod method, const SpanJob& span, const Target& target,
-                 const at::Tensor& weight) {
+at::Tensor score(PruneMethod method, const PruneOptions& options, const SpanJob& span,
+                 const Target& target, const at::Tensor& weight) {
   switch (method) {
+    case PruneMethod::kRandom:
+      return random_score(weight, seed_of(options.seed, target.tensor));
     case PruneMethod::kMagnitude:
       return magnitude_score(weight);
     case PruneMethod::kWanda:
       return wanda_score(weight, statistics_of(span, target).column_norm());
+    case PruneMethod::kRia:
+      return ria_score(weight, statistics_of(span, target).column_norm());
+    case PruneMethod::kSparseGpt:
+      break;  // no score of its own: see sweep_columns()
   }
-  throw std::logic_error("prune: unknown method");
+  throw std::logic_error("prune: a method without a score");
 }
 
 /// Wanda compares the weights of one output: the column norms tell inputs apart, not outputs.
-Comparison comparison_of(const PruneOptions& options) {
-  return options.method == PruneMethod::kWanda ? Comparison::kRow : options.comparison;
+Comparison comparison_of(PruneMethod method, Comparison asked) {
+  if (method == PruneMethod::kWanda) return Comparison::kRow;
+  if (asked != Comparison::kAuto) return asked;
+  return method == PruneMethod::kRia ? Comparison::kMatrix : Comparison::kRow;
 }
 
-at::Tensor select(const PruneOptions& options, const at::Tensor& scores) {
+at::Tensor select(PruneMethod method, const PruneOptions& options, double sparsity,
+                  const at::Tensor& scores) {
   if (!options.pattern.is_unstructured()) {
     return keep_mask_n_of_m(scores, options.pattern.num_kept, options.pattern.group_size);
   }
-  switch (comparison_of(options)) {
-    case Comparison::kRow:
-      return keep_mask_by_row(scores, options.sparsity);
-    case Comparison::kMatrix:
-      return keep_mask_by_matrix(scores, options.sparsity);
-  }
-  throw std::logic_error("prune: unknown comparison");
+  return comparison_of(method, options.comparison) == Comparison::kMatrix
+             ? keep_mask_by_matrix(scores, sparsity)
+             : keep_mask_by_row(scores, sparsity);
 }
 
 // -----------------------------------------------------------------------------------------------
 
-at::Tensor named_mask(const PruneOptions& options, const SpanJob& span, const Target& target,
-                      const at::Tensor& weight) {
-  const at::Tensor scores = score(options.method, span, target, weight);
+Decision decide_by_score(PruneMethod method, const PruneOptions& options, const SpanJob& span,
+                         const Target& target, const at::Tensor& weight) {
+  const at::Tensor scores = score(method, options, span, target, weight);
   try {
-    return select(options, scores);
+    return {select(method, options, target.sparsity, scores), weight, method};
   } catch (const NumericalError&) {
     require_finite("score of " + target.tensor, scores);  // the same, by the tensor's name
     throw;
   }
 }
 
-/// Writes weight · mask to `pruned`, in the weight's dtype. Adding 0 turns a −0 of the checkpoint
-/// into +0, so that every zero of a pruned tensor is the same bytes.
-void write_masked(const at::Tensor& weight, const at::Tensor& mask, at::Tensor& pruned) {
-  pruned.copy_(weight).add_(0).masked_fill_(mask.logical_not(), 0);
+std::optional<at::Tensor> damped_factor(const at::Tensor& gram) {
+  double damping = kDamping;
+  for (int attempt = 0; attempt <= kDampingRetries; ++attempt, damping *= 10) {
+    if (std::optional<at::Tensor> factor = inverse_factor(gram, damping)) return factor;
+  }
+  return std::nullopt;
+}
+
+Decision decide_by_sweep(const PruneOptions& options, const SpanJob& span, const Target& target,
+                         const at::Tensor& weight, SharedFactor& shared) {
+  const at::Tensor& gram = statistics_of(span, target).gram;
+  if (shared.statistic != target.statistic) {
+    shared = {};  // before the next one is made
+    shared = {target.statistic, damped_factor(gram)};
+  }
+  if (!shared.factor) {
+    Decision decision = decide_by_score(PruneMethod::kWanda, options, span, target, weight);
+    decision.fallback = fmt::format(
+        "the Gram matrix of its input is not positive definite, not even with a damping of {:g}",
+        kDamping * 1e3);
+    return decision;
+  }
+  try {
+    SweptWeight swept = sweep_columns(weight, gram.diagonal().eq(0), *shared.factor,
+                                      target.sparsity, options.pattern);
+    return {std::move(swept.mask), std::move(swept.weight), PruneMethod::kSparseGpt};
+  } catch (const NumericalError&) {
+    require_finite(target.tensor, weight);  // the same, by the tensor's name
+    throw;
+  }
+}
+
+/// Writes values · mask to `pruned`, in its dtype. Adding 0 turns a −0 of the checkpoint into +0,
+/// so that every zero of a pruned tensor is the same bytes.
+void write_masked(const Decision& decision, at::Tensor& pruned) {
+  pruned.copy_(decision.values).add_(0).masked_fill_(decision.mask.logical_not(), 0);
 }
 
 double counted_sparsity(const at::Tensor& tensor) {
@@ -139,48 +173,25 @@ double counted_sparsity(const at::Tensor& tensor) {
 }
 
 void prune_linear(const PruneOptions& options, const SpanJob& span, const Target& target,
-                  KeepMasks keep, Variant& variant) {
+                  KeepMasks keep, SharedFactor& shared, Variant& variant) {
   require_whole_groups(target, options.pattern);
   const at::Tensor& weight = span.dense.linears.at(target.spec.role).weight;
-  const at::Tensor mask = named_mask(options, span, target, weight);
+  const Decision decision = options.method == PruneMethod::kSparseGpt
+                                ? decide_by_sweep(options, span, target, weight, shared)
+                                : decide_by_score(options.method, options, span, target, weight);
   at::Tensor& pruned = variant.room_for(target.tensor, weight);
-  write_masked(weight, mask, pruned);
-  variant.linears.push_back({target.tensor, std::string(method_name(options.method)),
-                             pattern_name(options.pattern), counted_sparsity(pruned)});
-  if (keep == KeepMasks::kYes) variant.masks[target.tensor] = mask;
-}
-
-bool matches(const std::string& pattern, const std::string& linear) {
-  static const std::string kExpression = "re:";
-  if (pattern.compare(0, kExpression.size(), kExpression) == 0) {
-    try {
-      const std::regex expression(pattern.substr(kExpression.size()), std::regex::ECMAScript);
-      return std::regex_search(linear, expression, std::regex_constants::match_continuous);
-    } catch (const std::regex_error& error) {
-      throw std::invalid_argument(fmt::format(
-          "pattern '{}' is no ECMAScript regular expression: {}", pattern, error.what()));
-    }
+  write_masked(decision, pruned);
+  variant.linears.push_back({target.tensor, std::string(method_name(decision.method)),
+                             pattern_name(options.pattern), counted_sparsity(pruned),
+                             decision.fallback});
+  if (decision.method == PruneMethod::kSparseGpt) {
+    require_finite(target.tensor + " after the sweep", pruned);
+    variant.mark_trained(target.tensor);
   }
-  if (linear == pattern) return true;
-  const std::string tail = "." + pattern;
-  return linear.size() > tail.size() &&
-         linear.compare(linear.size() - tail.size(), tail.size(), tail) == 0;
-}
-
-/// Looks at every pattern even when the answer is known: a wrong one is reported on the first
-/// linear.
-bool matches_any(const std::vector<std::string>& patterns, const std::string& linear) {
-  return std::count_if(patterns.begin(), patterns.end(),
-                       [&](const std::string& pattern) { return matches(pattern, linear); }) > 0;
+  if (keep == KeepMasks::kYes) variant.masks[target.tensor] = decision.mask;
 }
 
 }  // namespace
-
-bool is_target(const PruneOptions& options, const std::string& linear) {
-  const bool is_wanted = options.targets.empty() || matches_any(options.targets, linear);
-  const bool is_ignored = matches_any(options.ignore, linear);
-  return is_wanted && !is_ignored;
-}
 
 Products Prune::needs() const { return needs_of(options_.method); }
 
@@ -188,30 +199,41 @@ Products Prune::gives() const {
   return keep_ == KeepMasks::kYes ? Products::kMasks : Products::kNone;
 }
 
-/// No products, no hidden states. Held at most: the masks that are kept, and for the largest target
-/// its scores in fp32, its mask and the opposite of it. The weights are the slot's, the pruned ones
-/// the output's.
+/// No hidden states. Held at most: the masks that are kept, and for the largest target its scores
+/// in fp32, its mask and the opposite of it. The weights are the slot's, the pruned ones the
+/// output's. SparseGPT holds the factor of an input, beside it a triangle and the identity while it
+/// is made, and the weight in fp32 with a lazy block of errors.
 Cost Prune::cost(const SpanShape& shape) const {
+  const bool sweeps = options_.method == PruneMethod::kSparseGpt;
   int64_t num_targeted = 0, largest = 0;
-  for (const Target& target : targets_of(shape.architecture, shape.halves, options_)) {
-    const int64_t size = target.spec.out * target.spec.in;
-    num_targeted += size;
-    largest = std::max(largest, size);
-  }
+  double factor_bytes = 0;
+  std::string factored;
   Cost cost;
+  for (const Target& target : targets_of(shape.architecture, shape.halves, options_)) {
+    const int64_t out = target.spec.out, in = target.spec.in;
+    num_targeted += out * in;
+    largest = std::max(largest, out * in);
+    if (!sweeps) continue;
+    cost.product_flop += sweep_flop(out, in);
+    if (target.statistic != factored) cost.product_flop += inverse_factor_flop(in);
+    factored = target.statistic;
+    factor_bytes = std::max(factor_bytes, 3.0 * 4 * static_cast<double>(in * in));
+  }
   // Scored, copied, masked, zeros counted. These passes over bytes and halves run slower than their
   // bytes would on full vectors: weighted by what was measured.
   cost.bytes_touched = 80.0 * static_cast<double>(num_targeted);
   cost.weights_selected = static_cast<double>(num_targeted);
   const int64_t kept_masks = keep_ == KeepMasks::kYes ? num_targeted : largest;
-  cost.bytes_held = static_cast<double>(kept_masks + largest * (4 + 1));
+  const int64_t copies = options_.method == PruneMethod::kRia || sweeps ? 2 : 1;  // in fp32
+  cost.bytes_held = static_cast<double>(kept_masks + largest * (4 * copies + 1)) + factor_bytes;
   return cost;
 }
 
 void Prune::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("prune: the window job has no variant");
+  SharedFactor shared;
   for (const Target& target : targets_of(job.span.architecture, job.halves, options_)) {
-    prune_linear(options_, job.span, target, keep_, *job.variant);
+    prune_linear(options_, job.span, target, keep_, shared, *job.variant);
   }
 }
 

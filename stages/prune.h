@@ -8,8 +8,8 @@ namespace coppice {
 /// Whether Variant::masks is filled: at a byte a weight, only for stages that will look.
 enum class KeepMasks { kYes, kNo };
 
-/// Fills adapted (dense weight · mask, zeros are +0), masks and the linear reports of the variant
-/// for every targeted linear of the window.
+/// Fills adapted (dense weight · mask, by SparseGPT the updated one; zeros are +0), masks and the
+/// linear reports of the variant for every targeted linear of the window.
 class Prune final : public Stage {
  public:
   explicit Prune(PruneOptions options, KeepMasks keep = KeepMasks::kYes)
@@ -24,11 +24,5 @@ class Prune final : public Stage {
   PruneOptions options_;
   KeepMasks keep_;
 };
-
-/// Whether a linear (module name without ".weight", e.g. "model.layers.3.mlp.up_proj") is to be
-/// pruned. Patterns: "re:…" is searched with ECMAScript rules from the start, anything else matches
-/// the full name or its last components ("mlp.up_proj", "up_proj"). Throws std::invalid_argument
-/// naming a pattern that is no regular expression.
-bool is_target(const PruneOptions& options, const std::string& linear);
 
 }  // namespace coppice

@@ -1,12 +1,13 @@
 // What is pruned, how much, in which pattern. Keys of the recipe's `prune:` section.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace coppice {
 
-enum class PruneMethod { kMagnitude, kWanda };
+enum class PruneMethod { kRandom, kMagnitude, kWanda, kRia, kSparseGpt };
 
 /// num_kept of every group_size consecutive inputs of a row; group_size 0 is unstructured.
 struct SparsityPattern {
@@ -15,15 +16,27 @@ struct SparsityPattern {
   bool is_unstructured() const { return group_size == 0; }
 };
 
-enum class Comparison { kRow, kMatrix };  // within what the smallest scores are looked for
+/// Within what the smallest scores are looked for. kAuto: rows; for RIA the matrix, as its authors
+/// do.
+enum class Comparison { kAuto, kRow, kMatrix };
+
+/// The linears that `pattern` names get a sparsity of their own.
+struct SparsityRule {
+  std::string pattern;
+  double sparsity = 0;
+  bool operator==(const SparsityRule&) const = default;
+};
 
 struct PruneOptions {
   PruneMethod method = PruneMethod::kWanda;
-  double sparsity = 0.5;  // fraction of zeros; with N:M it is 1 − N/M
+  double sparsity = 0.5;                   // fraction of zeros; with N:M it is 1 − N/M
+  std::vector<double> block_sparsities;    // one a block, instead of `sparsity`; or empty
+  std::vector<SparsityRule> sparsity_map;  // the first that names a linear goes before both
   SparsityPattern pattern;
-  Comparison comparison = Comparison::kRow;  // magnitude only; Wanda always compares rows
-  std::vector<std::string> targets;          // empty: every linear of the blocks; "re:…" or names
+  Comparison comparison = Comparison::kAuto;  // SparseGPT compares within its lazy blocks
+  std::vector<std::string> targets;  // empty: every linear of the blocks; "re:…" or names
   std::vector<std::string> ignore = {"lm_head"};
+  uint64_t seed = 0;  // of random scores
 };
 
 }  // namespace coppice

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "stages/model/half_cost.h"
+#include "stages/reconstruct/least_squares.h"
 #include "stages/reconstruct/window_trainer.h"
 
 namespace coppice {
@@ -18,44 +19,43 @@ std::string window_name(HalfRange halves) {
 
 }  // namespace
 
+Products Reconstruct::needs() const {
+  const Products needs = Products::kMasks | Products::kBoundaries;
+  return fits_least_squares(options_) ? needs | Products::kGram : needs;
+}
+
 void Reconstruct::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("reconstruct: the window has no variant");
   const auto begin = std::chrono::steady_clock::now();
-  Variant& variant = *job.variant;
   WindowReport report;
   report.name = window_name(job.halves);
   const std::string name = in_block(job.span.architecture, job.halves.first_block(), report.name);
-  WindowTrainer trainer(job.span, job.halves, variant, options_, name);
-  const std::optional<std::vector<at::Tensor>> best = trainer.train(report);
-  if (best) {
-    for (size_t i = 0; i < best->size(); ++i) {
-      variant.room_for(trainer.names()[i], (*best)[i]).copy_((*best)[i]);
-    }
-    variant.trained.insert(variant.trained.end(), trainer.names().begin(), trainer.names().end());
-  }
+  WindowTrainer(job.span, job.halves, *job.variant, options_, name).run(report);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   report.seconds = seconds.count();
-  variant.windows.push_back(std::move(report));
+  job.variant->windows.push_back(std::move(report));
 }
 
 Cost Reconstruct::cost(const SpanShape& shape) const {
   const int windows = static_cast<int>(shape.num_windows);
   if (windows < 2) return {};  // run() refuses
-  const int held_out = num_held_out(options_, windows);
+  const int held_out = num_held_out(options_.validation_fraction, windows);
   const Architecture& architecture = shape.architecture;
   const double seqlen = static_cast<double>(shape.seqlen);
-  const double training = options_.epochs * static_cast<double>(windows - held_out) * seqlen;
+  const double epochs = trains_adamw(options_) ? options_.epochs : 0;
+  const double fits = fits_least_squares(options_) ? 1 : 0;
+  const double training = epochs * static_cast<double>(windows - held_out) * seqlen;
   // Before and after each epoch on the held-out windows; before and after on as many training ones.
   const double reported = std::min(held_out, windows - held_out);
-  const double evaluated = ((1.0 + options_.epochs) * held_out + 2 * reported) * seqlen;
-  const double evaluations = 3.0 + options_.epochs;
+  const double evaluated = ((1.0 + fits + epochs) * held_out + 2 * reported) * seqlen;
+  const double evaluations = 3.0 + fits + epochs;
   const double batch = options_.batch_size * seqlen;
-  const double steps = std::ceil(training / options_.epochs / batch) * options_.epochs;
+  const double steps = epochs > 0 ? std::ceil(training / epochs / batch) * epochs : 0;
   const double element = static_cast<double>(shape.compute_bytes);
   const double stored = architecture.dtype == "F32" ? 4 : 2;
   const double hidden = static_cast<double>(architecture.hidden);
-  double states = 0, gradients = 0, gain_gradient = 0, evaluating = 0;  // bytes
-  double kept = 0, widest = 0;                                          // elements a token
+  double states = 0, gradients = 0, gain_gradient = 0, evaluating = 0, fitting = 0;  // bytes
+  double kept = 0, widest = 0;  // elements a token
   Cost cost;
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
     const Half kind = half_of(half);
@@ -72,21 +72,32 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
     // products read; the gradient was written and scaled by the gain.
     cost.bytes_touched += steps * parameters * (3 * 4 + 1 + 3 * 4 + 4 * element);
     cost.bytes_touched += evaluations * parameters * (4 + 2 * stored + element);
-    states += parameters * (3 * 4 + 1 + (shape.compute_bytes == 4 ? 0 : element));
+    states +=
+        parameters * ((epochs > 0 ? 3 : 1) * 4 + 1 + (shape.compute_bytes == 4 ? 0 : element));
     gradients += parameters * element;
     gain_gradient =
         std::max(gain_gradient, static_cast<double>(largest_weight(architecture, kind)) * element);
     // Rounded as they will be written, and widened again; the best so far.
     const double widened = element == stored ? 0 : element;
-    evaluating += parameters * (stored + widened + (options_.epochs > 1 ? stored : 0));
+    evaluating += parameters * (stored + widened + (epochs > 1 ? stored : 0));
+    for (const LinearSpec& linear : architecture.linears) {
+      if (fits == 0 || linear.half != kind) continue;
+      cost.product_flop += least_squares_flop(linear.out, linear.in);
+      // The result in fp32, as it will be written, and the opposite of the mask.
+      const double result = static_cast<double>(linear.out * linear.in) * (4 + stored + 1);
+      fitting = std::max(fitting, least_squares_bytes(linear.out, linear.in) + result);
+    }
     kept += static_cast<double>(kept_activations(architecture, kind));
     widest = std::max(widest, static_cast<double>(kept_activations(architecture, kind)));
   }
   // Inputs and targets, read and converted; the error and its gradient.
   cost.bytes_touched += (training + evaluated) * hidden * (2 * (stored + element) + 3 * element);
   // The gradients of activations replace them one by one: twice the widest of them, and the rest.
-  const double train_held = gradients + gain_gradient + batch * element * (kept + widest);
-  cost.bytes_held = states + std::max(train_held, evaluating + batch * element * widest);
+  const double train_held =
+      epochs > 0 ? gradients + gain_gradient + batch * element * (kept + widest) : 0;
+  const double fit_held = fits * (evaluating + fitting);
+  cost.bytes_held =
+      states + std::max({train_held, fit_held, evaluating + batch * element * widest});
   cost.bytes_moved = 2 * (training + evaluated) * hidden * stored;
   return cost;
 }

@@ -5,15 +5,15 @@
 
 namespace coppice {
 
-/// AdamW on fp32 masters under fixed masks, products in the compute dtype, keep-best judged on the
-/// held-out windows with weights rounded as they will be written. If nothing beats the pruned
-/// weights they stay; a non-finite loss halves the rate and restarts, at most twice. See
-/// ReconstructOptions.
+/// Least squares weight by weight, AdamW on fp32 masters under fixed masks, or one after the other;
+/// products in the compute dtype, keep-best judged on the held-out windows with weights rounded as
+/// they will be written. If nothing beats the pruned weights they stay; a non-finite loss halves
+/// the rate and restarts, at most twice. See ReconstructOptions.
 class Reconstruct final : public Stage {
  public:
   explicit Reconstruct(ReconstructOptions options) : options_(options) {}
   std::string_view name() const override { return "reconstruct"; }
-  Products needs() const override { return Products::kMasks | Products::kBoundaries; }
+  Products needs() const override;
   Products gives() const override { return Products::kAdapted; }
   Cost cost(const SpanShape& shape) const override;
   void run(WindowJob& job) const override;
@@ -28,6 +28,6 @@ double learning_rate(const ReconstructOptions& options, int64_t step, int64_t nu
 
 /// Held-out windows are the last ⌈validation_fraction · n⌉ of n, at least one, and leave one to
 /// train on.
-int num_held_out(const ReconstructOptions& options, int num_windows);
+int num_held_out(double validation_fraction, int num_windows);
 
 }  // namespace coppice

@@ -7,13 +7,18 @@ namespace coppice {
 
 enum class WindowKind { kNone, kHalfBlock, kBlock };
 enum class Propagation { kDense };
-enum class Loss { kMse };
+enum class Loss { kMse, kCosine, kMseNormalized };
+/// kLeastSquares fits each weight on its own, in closed form; kLeastSquaresAdamW starts AdamW
+/// there.
+enum class Solver { kAdamW, kLeastSquares, kLeastSquaresAdamW };
 
 /// Source: "A Free Lunch in LLM Compression", arXiv:2510.14444; AdamW: arXiv:1711.05101.
 struct ReconstructOptions {
   WindowKind window = WindowKind::kHalfBlock;
   Propagation propagation = Propagation::kDense;
   Loss loss = Loss::kMse;
+  Solver solver = Solver::kAdamW;
+  double ridge = 0.01;  // of least squares: on the increment, as a share of the mean diagonal
   int epochs = 1;
   int batch_size = 2;                   // sequences per optimiser step
   double lr = 1e-4;                     // small models want about 1e-3
@@ -24,5 +29,12 @@ struct ReconstructOptions {
   bool train_norms = true;
   uint64_t seed = 0;
 };
+
+inline bool fits_least_squares(const ReconstructOptions& options) {
+  return options.solver != Solver::kAdamW;
+}
+inline bool trains_adamw(const ReconstructOptions& options) {
+  return options.solver != Solver::kLeastSquares;
+}
 
 }  // namespace coppice

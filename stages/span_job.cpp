@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
+
 namespace coppice {
 
 std::string to_string(const Boundary& boundary) {
@@ -15,6 +17,10 @@ at::Tensor& Variant::room_for(const std::string& name, const at::Tensor& dense) 
   const auto place = places.find(name);
   tensor = place != places.end() ? place->second : at::empty_like(dense);
   return tensor;
+}
+
+void Variant::mark_trained(const std::string& name) {
+  if (std::find(trained.begin(), trained.end(), name) == trained.end()) trained.push_back(name);
 }
 
 at::Tensor InputStatistics::column_norm() const {

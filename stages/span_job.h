@@ -53,6 +53,8 @@ class Boundaries {
 struct InputStatistics {
   at::Tensor sum_of_squares;  // [in] fp64
   int64_t tokens = 0;
+  /// [in, in] fp32: XᵀX over the windows that are not held out. Undefined where nobody asked.
+  at::Tensor gram = {};
   at::Tensor column_norm() const;  // [in] fp32: √sum_of_squares
 };
 
@@ -61,6 +63,8 @@ struct WindowReport {
   std::string name;                                // "attention", "mlp", "block"
   double loss_pruned = 0, loss_reconstructed = 0;  // on the first training windows, as many
   double validation_pruned = 0, validation_reconstructed = 0;  // as are held out
+  double validation_fitted = 0;  // by least squares; 0 where none was asked for
+  std::string kept = "pruned";   // whose weights were the best: pruned, least_squares, adamw
   int64_t steps = 0;
   double lr = 0;
   int retries = 0;
@@ -72,7 +76,8 @@ struct LinearReport {
   std::string name;  // full tensor name
   std::string method;
   std::string pattern;
-  double sparsity = 0;  // zeros / elements, counted
+  double sparsity = 0;   // zeros / elements, counted
+  std::string fallback;  // empty, or why the method is not the one that was asked for
 };
 
 /// One recipe's results on the span. Tensors by full name, in the model's dtype.
@@ -91,6 +96,8 @@ struct Variant {
   /// The tensor `adapted[name]` to write to: the one that is there, its place, or a new one shaped
   /// like `dense`. Its values are unspecified unless it was there.
   at::Tensor& room_for(const std::string& name, const at::Tensor& dense);
+  /// Adds a name to `trained`, once.
+  void mark_trained(const std::string& name);
 };
 
 /// `dense` is immutable until the span retires. One block today; k blocks of a window later.

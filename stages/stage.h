@@ -16,6 +16,7 @@ enum class Products : uint32_t {
   kStatistics = 2,  // SpanJob::statistics
   kMasks = 4,       // Variant::masks and the pruned weights in Variant::adapted
   kAdapted = 8,     // Variant::adapted holds reconstructed weights
+  kGram = 16,       // InputStatistics::gram
 };
 constexpr Products operator|(Products a, Products b) { return Products(uint32_t(a) | uint32_t(b)); }
 constexpr bool contains(Products all, Products some) {

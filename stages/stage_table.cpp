@@ -18,7 +18,8 @@ std::string missing_products(Products needed, Products given) {
   } kNames[] = {{Products::kBoundaries, "boundaries"},
                 {Products::kStatistics, "statistics"},
                 {Products::kMasks, "masks"},
-                {Products::kAdapted, "adapted weights"}};
+                {Products::kAdapted, "adapted weights"},
+                {Products::kGram, "Gram matrices"}};
   std::string missing;
   for (const auto& [product, name] : kNames) {
     if (!contains(needed, product) || contains(given, product)) continue;
@@ -50,14 +51,22 @@ std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
   if (has_reconstruction) {
     stages.push_back(std::make_unique<Reconstruct>(reconstruct));
   }
-  require_fed(*forward_stage(prune), stages);
+  require_fed(*forward_stage(prune, reconstruct), stages);
   return stages;
 }
 
-std::unique_ptr<Stage> forward_stage(const PruneOptions& prune, Calibrate::Convert convert) {
-  const bool wants_statistics = contains(Prune(prune).needs(), Products::kStatistics);
-  return std::make_unique<Calibrate>(
-      wants_statistics ? Calibrate::Statistics::kSquares : Calibrate::Statistics::kNone, convert);
+std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
+                                     const ReconstructOptions& reconstruct,
+                                     Calibrate::Convert convert) {
+  const bool has_reconstruction = reconstruct.window != WindowKind::kNone;
+  Products wanted = Prune(prune).needs();
+  if (has_reconstruction) wanted = wanted | Reconstruct(reconstruct).needs();
+  Calibrate::Options options;
+  options.convert = convert;
+  if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
+  if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
+  if (has_reconstruction) options.held_out_fraction = reconstruct.validation_fraction;
+  return std::make_unique<Calibrate>(options);
 }
 
 std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind) {

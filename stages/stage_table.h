@@ -16,6 +16,7 @@ std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
 
 /// The dense forward that these stages want before them.
 std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
+                                     const ReconstructOptions& reconstruct,
                                      Calibrate::Convert convert = Calibrate::Convert::kAhead);
 
 /// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}.

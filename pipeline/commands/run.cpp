@@ -25,7 +25,7 @@ std::string loss_lines(const json& report) {
       sum.pruned += window.at("validation_pruned").get<double>();
       sum.reconstructed += window.at("validation_reconstructed").get<double>();
       ++sum.windows;
-      sum.kept += !window.at("fallback").get<std::string>().empty();
+      sum.kept += window.at("kept") == "pruned";
     }
   }
   std::string lines;
@@ -36,6 +36,21 @@ std::string loss_lines(const json& report) {
     lines += "\n";
   }
   return lines.empty() ? "  pruned only, no reconstruction was asked for\n" : lines;
+}
+
+// Matrices that were not pruned by the method that was asked for: how many, and why the first.
+std::string fallback_line(const json& report) {
+  int count = 0;
+  std::string first;
+  for (const json& block : report.at("blocks")) {
+    for (const json& linear : block.at("linears")) {
+      const std::string why = linear.at("fallback");
+      if (why.empty() || count++ > 0) continue;
+      first = fmt::format("{} by {}, because {}", linear.at("name").get<std::string>(),
+                          linear.at("method").get<std::string>(), why);
+    }
+  }
+  return count == 0 ? "" : fmt::format("  not as asked: {} matrices, as {}\n", count, first);
 }
 
 // What was foreseen, where it was.
@@ -61,7 +76,8 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       "  disk       {} read, {} written; activations compressed {:.2f} to 1\n"
       "  loads in   transformers like the dense model: same size, same speed (zeros are stored)\n"
       "  next       coppice eval {} --text FILE\n",
-      options.output.string(), loss_lines(report), human_seconds(wall), 100 * waited / wall,
+      options.output.string(), loss_lines(report) + fallback_line(report), human_seconds(wall),
+      100 * waited / wall,
       totals.at("resumed").get<bool>() ? ", continued from an earlier run" : "",
       human_bytes(totals.at("peak_rss_bytes").get<double>()), plan_line(report.at("plan")),
       human_bytes(totals.at("bytes_read").get<double>()),

@@ -48,7 +48,7 @@ double adapt_reads(const PlanInputs& in) {
 /// inputs of the MLP half.
 Cost recompute_cost(const PlanInputs& in) {
   const double reads = adapt_reads(in) / 2 / double(window_bytes(in));  // windows
-  Cost cost = Calibrate(Calibrate::Statistics::kNone).cost(shape_of(in, {0, 1}));
+  Cost cost = Calibrate({}).cost(shape_of(in, {0, 1}));
   const double passes = reads / double(std::max<int64_t>(1, in.windows));
   cost.product_flop *= passes;
   cost.attention_flop *= passes;
@@ -60,8 +60,9 @@ Cost recompute_cost(const PlanInputs& in) {
 // ---- memory -------------------------------------------------------------------------------------
 
 double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
-  double held =
-      forward_stage(in.recipe.prune, settings.convert)->cost(shape_of(in, {0, 2})).bytes_held;
+  const Cost forward = forward_stage(in.recipe.prune, in.recipe.reconstruct, settings.convert)
+                           ->cost(shape_of(in, {0, 2}));
+  double held = forward.bytes_held;
   // The dense attention half that targets are made with lies beside what is reconstructed.
   const double recomputing = settings.recompute_targets ? recompute_cost(in).bytes_held : 0;
   for (const HalfRange& window : windows_of_block(in)) {
@@ -69,7 +70,7 @@ double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
       held = std::max(held, stage->cost(shape_of(in, window)).bytes_held + recomputing);
     }
   }
-  return held;
+  return held + forward.bytes_kept;
 }
 
 // Copies of windows on their way through the cache.
@@ -202,7 +203,7 @@ Traffic disk_traffic(const PlanInputs& in, const RunSettings& settings) {
 }
 
 void add_times(const PlanInputs& in, RunPlan& plan) {
-  const auto forward = forward_stage(in.recipe.prune, plan.settings.convert);
+  const auto forward = forward_stage(in.recipe.prune, in.recipe.reconstruct, plan.settings.convert);
   plan.stages.push_back(over_blocks(in, *forward, {{0, 1}, {1, 2}}));
   for (const auto& stage : adapt_stages(in.recipe.prune, in.recipe.reconstruct)) {
     plan.stages.push_back(over_blocks(in, *stage, windows_of_block(in)));

@@ -76,7 +76,7 @@ class Rehearsal {
     variant.prune = recipe_.prune;
     variant.reconstruct = recipe_.reconstruct;
     const std::vector<HalfRange> whole = {{0, 2}};
-    const auto forward = forward_stage(recipe_.prune);
+    const auto forward = forward_stage(recipe_.prune, recipe_.reconstruct);
     at::ones({kCacheBytes}, options(at::kByte));  // weights come from the disk, in no cache
     told(*forward, whole, timed(*forward, job, whole[0], variant));
     for (const HalfRange& window : windows_of({0, 2}, recipe_.reconstruct.window)) {
@@ -128,7 +128,8 @@ class Rehearsal {
 double modelled_pass(const Architecture& architecture, const Recipe& recipe, int64_t windows,
                      int64_t seqlen, int64_t element_bytes, const Rates& rates) {
   const SpanShape shape{architecture, {0, 2}, windows, seqlen, element_bytes};
-  double seconds = modelled_seconds(work_of(*forward_stage(recipe.prune), {{0, 2}}, shape), rates);
+  double seconds = modelled_seconds(
+      work_of(*forward_stage(recipe.prune, recipe.reconstruct), {{0, 2}}, shape), rates);
   const auto parts = windows_of({0, 2}, recipe.reconstruct.window);
   for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
     seconds += modelled_seconds(work_of(*stage, parts, shape), rates);
@@ -139,14 +140,16 @@ double modelled_pass(const Architecture& architecture, const Recipe& recipe, int
 double held_bytes(const Architecture& slice, const Recipe& recipe, int64_t windows, int64_t seqlen,
                   int64_t element_bytes) {
   const SpanShape shape{slice, {0, 2}, windows, seqlen, element_bytes};
-  double held = work_of(*forward_stage(recipe.prune), {{0, 2}}, shape).cost.bytes_held;
+  const Cost forward =
+      work_of(*forward_stage(recipe.prune, recipe.reconstruct), {{0, 2}}, shape).cost;
+  double held = forward.bytes_held;
   for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
     const auto parts = windows_of({0, 2}, recipe.reconstruct.window);
     held = std::max(held, work_of(*stage, parts, shape).cost.bytes_held);
   }
   const double boundaries = 3.0 * double(windows * seqlen * slice.hidden);  // elements
   const double weights = 2 * parameters_of(slice);                          // dense and adapted
-  return held + 4 * (boundaries + weights) + double(kCacheBytes);
+  return held + forward.bytes_kept + 4 * (boundaries + weights) + double(kCacheBytes);
 }
 
 }  // namespace

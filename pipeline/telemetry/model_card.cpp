@@ -62,8 +62,9 @@ std::string model_card(const json& report, const std::string& base_card) {
       reconstruct.at("window") == "none"
           ? "none"
           : fmt::format(
-                "kept weights adapted window by window ({}) to the dense model's activations",
-                reconstruct.at("window").get<std::string>()));
+                "kept weights adapted window by window ({}, {}) to the dense model's activations",
+                reconstruct.at("window").get<std::string>(),
+                reconstruct.at("solver").get<std::string>()));
   card +=
       "The zeros are stored: this checkpoint is as large as the dense one and no faster in stock "
       "software. It loads like the dense one.\n\n";

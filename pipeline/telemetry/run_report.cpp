@@ -31,7 +31,9 @@ json block_report(int block, const Variant& variant) {
                        {"loss_pruned", window.loss_pruned},
                        {"loss_reconstructed", window.loss_reconstructed},
                        {"validation_pruned", window.validation_pruned},
+                       {"validation_fitted", window.validation_fitted},
                        {"validation_reconstructed", window.validation_reconstructed},
+                       {"kept", window.kept},
                        {"steps", window.steps},
                        {"lr", window.lr},
                        {"retries", window.retries},
@@ -43,7 +45,8 @@ json block_report(int block, const Variant& variant) {
     linears.push_back({{"name", linear.name},
                        {"method", linear.method},
                        {"sparsity", linear.sparsity},
-                       {"pattern", linear.pattern}});
+                       {"pattern", linear.pattern},
+                       {"fallback", linear.fallback}});
   }
   return {
       {"block", block}, {"windows", windows}, {"linears", linears}, {"trained", variant.trained}};
@@ -140,7 +143,7 @@ std::string block_line(const json& report, int num_blocks) {
     line += fmt::format("; {} held-out loss {:.3g} -> {:.3g}", window.at("name").get<std::string>(),
                         window.at("validation_pruned").get<double>(),
                         window.at("validation_reconstructed").get<double>());
-    if (!window.at("fallback").get<std::string>().empty()) line += " (pruned weights kept)";
+    if (window.at("kept") == "pruned") line += " (pruned weights kept)";
     seconds += window.at("seconds").get<double>();
   }
   return seconds > 0 ? line + "; " + human_seconds(seconds) : line;

@@ -41,6 +41,14 @@ double first_linear_flop(const Architecture& architecture, Half half, double tok
   return flop;
 }
 
+std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half half) {
+  std::map<std::string, int64_t> inputs;
+  for (const LinearSpec& linear : architecture.linears) {
+    if (linear.half == half) inputs[linear.input] = linear.in;
+  }
+  return inputs;
+}
+
 double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen) {
   if (half != Half::kAttention) return 0;
   // Two products over half of the square of positions.

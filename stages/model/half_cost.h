@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "stages/model/architecture.h"
 
@@ -14,6 +16,9 @@ int64_t half_parameters(const Architecture& architecture, Half half);
 /// input.
 double linear_flop(const Architecture& architecture, Half half, double tokens);
 double first_linear_flop(const Architecture& architecture, Half half, double tokens);
+
+/// What the linears of the half read, by name (LinearSpec::input), with its width.
+std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half half);
 
 /// FLOP of causal attention in sequences of `seqlen`, forward only; 0 for the MLP half.
 double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen);

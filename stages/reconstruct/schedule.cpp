@@ -7,21 +7,9 @@
 #include <utility>
 
 #include "stages/reconstruct.h"
+#include "stages/seed.h"
 
 namespace coppice {
-namespace {
-
-/// FNV-1a over the bytes of seed, name and epoch.
-uint64_t mixed_seed(uint64_t seed, const std::string& name, int epoch) {
-  uint64_t hash = 14695981039346656037ull;
-  const auto mix_byte = [&](uint64_t byte) { hash = (hash ^ (byte & 0xff)) * 1099511628211ull; };
-  for (int shift = 0; shift < 64; shift += 8) mix_byte(seed >> shift);
-  for (const char character : name) mix_byte(static_cast<unsigned char>(character));
-  for (int shift = 0; shift < 32; shift += 8) mix_byte(static_cast<uint64_t>(epoch) >> shift);
-  return hash;
-}
-
-}  // namespace
 
 double learning_rate(const ReconstructOptions& options, int64_t step, int64_t num_steps) {
   const double steps = static_cast<double>(num_steps);
@@ -31,9 +19,9 @@ double learning_rate(const ReconstructOptions& options, int64_t step, int64_t nu
   return options.lr * std::min({1.0, rise, fall});
 }
 
-int num_held_out(const ReconstructOptions& options, int num_windows) {
+int num_held_out(double validation_fraction, int num_windows) {
   // 0.07 · 100 is 7.000000000000001 in binary: rounding must not cost a window.
-  const double share = std::ceil(options.validation_fraction * num_windows - 1e-9);
+  const double share = std::ceil(validation_fraction * num_windows - 1e-9);
   return std::max(1, std::min(static_cast<int>(share), num_windows - 1));
 }
 
@@ -43,7 +31,7 @@ std::vector<int> epoch_order(const ReconstructOptions& options, const std::strin
   std::iota(order.begin(), order.end(), 0);
   if (!options.shuffle) return order;
   // Fisher-Yates by hand: std::shuffle is free to draw differently in every standard library.
-  std::mt19937_64 random(mixed_seed(options.seed, window_name, epoch));
+  std::mt19937_64 random(seed_of(options.seed, window_name, epoch));
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
   return order;
 }

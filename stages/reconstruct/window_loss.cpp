@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "stages/model/block_forward.h"
-#include "stages/ops/squared_error.h"
+#include "stages/reconstruct/loss.h"
 
 namespace coppice {
 
@@ -23,20 +23,21 @@ void WindowData::announce(std::span<const int> order) {
   targets->announce(order);
 }
 
-double mean_squared_error(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
-                          WindowData& data, std::span<const int> windows, int batch_size) {
+double mean_loss(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+                 WindowData& data, std::span<const int> windows,
+                 const ReconstructOptions& options) {
   const at::NoGradGuard no_graph;
   data.announce(windows);
   double sum = 0;
-  int64_t num_elements = 0;
-  const size_t step = static_cast<size_t>(batch_size);
+  double terms = 0;
+  const size_t step = static_cast<size_t>(options.batch_size);
   for (size_t first = 0; first < windows.size(); first += step) {
     const auto batch = windows.subspan(first, std::min(step, windows.size() - first));
     const at::Tensor output = window_output(span, halves, weights, data.inputs->read(batch));
-    sum += squared_error(output, data.targets->read(batch).hidden).item<double>();
-    num_elements += output.numel();
+    sum += loss_sum(options.loss, output, data.targets->read(batch).hidden).item<double>();
+    terms += loss_terms(options.loss, output);
   }
-  return sum / static_cast<double>(num_elements);
+  return sum / terms;
 }
 
 }  // namespace coppice

@@ -22,9 +22,9 @@ struct WindowData {
   void announce(std::span<const int> order);
 };
 
-/// Mean of (output − target)² over all elements of the calibration windows listed, read
-/// `batch_size` at a time. No graph. NaN or infinity come back as they are.
-double mean_squared_error(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
-                          WindowData& data, std::span<const int> windows, int batch_size);
+/// Mean loss (loss.h) over the calibration windows listed, read options.batch_size at a time. No
+/// graph. NaN or infinity come back as they are.
+double mean_loss(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+                 WindowData& data, std::span<const int> windows, const ReconstructOptions& options);
 
 }  // namespace coppice

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "stages/ops/squared_error.h"
 #include "stages/reconstruct.h"
+#include "stages/reconstruct/loss.h"
 #include "stages/reconstruct/schedule.h"
 
 namespace coppice {
@@ -26,9 +26,10 @@ std::vector<int> index_range(int first, int count) {
 
 }  // namespace
 
-WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, const Variant& variant,
+WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
                              const ReconstructOptions& options, std::string name)
     : span_(span),
+      variant_(variant),
       halves_(halves),
       options_(options),
       name_(std::move(name)),
@@ -41,13 +42,13 @@ WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, const Variant& var
                     "one held out, found {}: raise nsamples",
                     name_, num_windows));
   }
-  const int num_held = num_held_out(options, num_windows);
+  const int num_held = num_held_out(options.validation_fraction, num_windows);
   num_training_ = num_windows - num_held;
   held_out_ = index_range(num_training_, num_held);
   first_ = index_range(0, std::min(num_held, num_training_));
 }
 
-std::optional<std::vector<at::Tensor>> WindowTrainer::train(WindowReport& report) {
+void WindowTrainer::run(WindowReport& report) {
   {
     const std::vector<at::Tensor> pruned = weights_.values();
     report.validation_pruned = report.validation_reconstructed = evaluate(pruned, held_out_);
@@ -55,30 +56,58 @@ std::optional<std::vector<at::Tensor>> WindowTrainer::train(WindowReport& report
   }
   if (!std::isfinite(report.validation_pruned)) {
     report.fallback = "the held-out loss of the pruned weights is not finite";
-    return std::nullopt;
+    return;
   }
+  if (fits_least_squares(options_)) fit(report);
+  if (trains_adamw(options_)) train(report);
+  if (report.kept != "pruned") report.loss_reconstructed = evaluate(weights_.values(), first_);
+}
+
+void WindowTrainer::fit(WindowReport& report) {
+  const std::vector<at::Tensor> fitted = weights_.fitted(options_.ridge);
+  report.validation_fitted = evaluate(fitted, held_out_);
+  if (!(report.validation_fitted < report.validation_reconstructed)) {  // nor if it is NaN
+    report.fallback = fmt::format("least squares: the held-out loss became {:g}, it was {:g}",
+                                  report.validation_fitted, report.validation_reconstructed);
+    return;
+  }
+  report.kept = "least_squares";
+  report.validation_reconstructed = report.validation_fitted;
+  keep(fitted);
+}
+
+void WindowTrainer::train(WindowReport& report) {
   ReconstructOptions options = options_;
   Attempt last;
   for (report.retries = 0;; ++report.retries, options.lr /= 2) {
-    last = attempt(options, report.validation_pruned);
+    last = attempt(options, report.validation_reconstructed);
     if (last.is_finite || report.retries == kMaxRetries) break;
-    weights_.reset();
+    weights_.restart();
   }
   report.lr = options.lr;
   report.steps = last.steps;
   if (!last.is_finite) {
     report.fallback = fmt::format(
         "the loss was not finite at rate {:g}, nor at twice and four times it", options.lr);
-    return std::nullopt;
+  } else if (last.best.empty()) {
+    report.fallback = fmt::format("AdamW: the held-out loss became {:g}, it was {:g}",
+                                  last.best_validation, report.validation_reconstructed);
+  } else {
+    report.fallback.clear();
+    report.kept = "adamw";
+    report.validation_reconstructed = last.best_validation;
+    return keep(last.best);
   }
-  if (last.best.empty()) {
-    report.fallback = fmt::format("the held-out loss became {:g}, the pruned weights give {:g}",
-                                  last.best_validation, report.validation_pruned);
-    return std::nullopt;
+  weights_.restart();  // what is kept
+}
+
+void WindowTrainer::keep(const std::vector<at::Tensor>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!values[i].defined()) continue;
+    variant_.room_for(weights_.names()[i], values[i]).copy_(values[i]);
+    variant_.mark_trained(weights_.names()[i]);
   }
-  report.validation_reconstructed = last.best_validation;
-  report.loss_reconstructed = evaluate(last.best, first_);
-  return std::move(last.best);
+  weights_.restart();
 }
 
 WindowTrainer::Attempt WindowTrainer::attempt(const ReconstructOptions& options,
@@ -126,16 +155,14 @@ at::Tensor WindowTrainer::accumulate_gradients(std::span<const int> batch) {
   // No graph through the loss: its gradient takes the place of the output, which no node has kept.
   at::Tensor gradient = output.detach();
   const at::Tensor target = data_.targets->read(batch).hidden;
-  const at::Tensor error =
-      squared_error_gradient_(gradient, target, 2.0 / static_cast<double>(gradient.numel()));
+  const at::Tensor error = loss_gradient_(options_.loss, gradient, target);
   output.backward(gradient);
   return error;
 }
 
 double WindowTrainer::evaluate(const std::vector<at::Tensor>& values,
                                std::span<const int> windows) {
-  return mean_squared_error(span_, halves_, weights_.with(values), data_, windows,
-                            options_.batch_size);
+  return mean_loss(span_, halves_, weights_.with(values), data_, windows, options_);
 }
 
 }  // namespace coppice

@@ -1,9 +1,8 @@
-// Trains one window and keeps the best state it has seen.
+// Fits and trains one window, and keeps the best state it has seen.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,14 +16,13 @@ namespace coppice {
 class WindowTrainer {
  public:
   /// Throws std::invalid_argument if there are fewer than two calibration windows.
-  WindowTrainer(SpanJob& span, HalfRange halves, const Variant& variant,
+  WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
                 const ReconstructOptions& options, std::string name);
 
-  /// The best values in the order of names(), as they are to be written; nothing if the pruned
-  /// weights stay. Fills losses, steps, rate, retries and fallback of the report.
-  std::optional<std::vector<at::Tensor>> train(WindowReport& report);
-
-  const std::vector<std::string>& names() const { return weights_.names(); }
+  /// Leaves the best values in the variant's adapted tensors, as they are to be written, and names
+  /// them as trained; the pruned weights where nothing is better. Fills losses, steps, rate,
+  /// retries, kept and fallback of the report.
+  void run(WindowReport& report);
 
  private:
   /// What one run over all epochs at one rate came to.
@@ -35,15 +33,19 @@ class WindowTrainer {
     std::vector<at::Tensor> best;  // empty: nothing beat the start
   };
 
+  void fit(WindowReport& report);
+  void train(WindowReport& report);
+  void keep(const std::vector<at::Tensor>& values);
   Attempt attempt(const ReconstructOptions& options, double validation_to_beat);
   /// One epoch's loss, summed over its steps on the device; advances `step`.
   at::Tensor run_epoch(const ReconstructOptions& options, int epoch, int64_t num_steps,
                        int64_t& step);
-  /// Gradients of one batch; returns its summed squared error.
+  /// Gradients of one batch; returns its summed loss.
   at::Tensor accumulate_gradients(std::span<const int> batch);
   double evaluate(const std::vector<at::Tensor>& values, std::span<const int> windows);
 
   const SpanJob& span_;
+  Variant& variant_;
   HalfRange halves_;
   ReconstructOptions options_;
   std::string name_;

@@ -1,16 +1,19 @@
 #include "stages/reconstruct/window_weights.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <stdexcept>
 #include <utility>
 
+#include "stages/reconstruct/least_squares.h"
+
 namespace coppice {
 
 WindowWeights::WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
                              const ReconstructOptions& options)
-    : span_(span), variant_(variant), block_(halves.first_block()) {
+    : span_(span), variant_(variant), block_(halves.first_block()), trains_(trains_adamw(options)) {
   for (int half = halves.first; half < halves.last; ++half) {
     for (const LinearSpec& spec : span.architecture.linears) {
       if (spec.half == half_of(half)) add_linear(spec, options);
@@ -25,20 +28,19 @@ void WindowWeights::add_linear(const LinearSpec& spec, const ReconstructOptions&
   const std::string name = in_block(span_.architecture, block_, spec.name);
   const Linear& dense = span_.dense.linears.at(spec.role);
   Linear& leaf = leaves_.linears[spec.role];
-  const at::Tensor weight = start_value(name + ".weight", dense.weight);
-  leaf.weight = train(name + ".weight", weight, Trained::Kind::kWeight, spec.role);
+  leaf.weight = train(name + ".weight", dense.weight, Trained::Kind::kWeight, spec.role);
   if (!dense.bias.defined()) return;
-  const at::Tensor bias = start_value(name + ".bias", dense.bias);
-  leaf.bias = options.train_biases ? train(name + ".bias", bias, Trained::Kind::kBias, spec.role)
-                                   : bias.to(span_.compute);
+  leaf.bias = options.train_biases
+                  ? train(name + ".bias", dense.bias, Trained::Kind::kBias, spec.role)
+                  : start_value(name + ".bias", dense.bias).to(span_.compute);
 }
 
 void WindowWeights::add_norm(const NormSpec& spec, const ReconstructOptions& options) {
   const std::string name = in_block(span_.architecture, block_, spec.name) + ".weight";
-  const at::Tensor gain = start_value(name, span_.dense.norms.at(spec.role));
+  const at::Tensor& dense = span_.dense.norms.at(spec.role);
   leaves_.norms[spec.role] = options.train_norms
-                                 ? train(name, gain, Trained::Kind::kNorm, spec.role)
-                                 : gain.to(span_.compute);
+                                 ? train(name, dense, Trained::Kind::kNorm, spec.role)
+                                 : start_value(name, dense).to(span_.compute);
 }
 
 at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor& dense) const {
@@ -46,17 +48,20 @@ at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor&
   return adapted == variant_.adapted.end() ? dense : adapted->second;
 }
 
-at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& start,
+at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& dense,
                                 Trained::Kind kind, const std::string& role) {
   Trained trained;
-  trained.start = start;
+  trained.dense = dense;
   trained.kind = kind;
   trained.role = role;
   AdamWState& state = trained.state;
+  const at::Tensor start = start_value(name, dense);
   state.master = start.to(start.options().dtype(at::kFloat), /*non_blocking=*/false, /*copy=*/true,
                           at::MemoryFormat::Contiguous);
-  state.first_moment = at::zeros_like(state.master);
-  state.second_moment = at::zeros_like(state.master);
+  if (trains_) {
+    state.first_moment = at::zeros_like(state.master);
+    state.second_moment = at::zeros_like(state.master);
+  }
   const auto mask = variant_.masks.find(name);
   if (mask != variant_.masks.end()) state.mask = mask->second;
   // The leaf shares the storage that the optimiser writes: the next forward sees the step.
@@ -80,13 +85,16 @@ void WindowWeights::step(const AdamWStep& step) {
   }
 }
 
-void WindowWeights::reset() {
+void WindowWeights::restart() {
   const at::NoGradGuard no_graph;
-  for (Trained& trained : trained_) {
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    Trained& trained = trained_[i];
     AdamWState& state = trained.state;
-    state.master.copy_(trained.start);
-    state.first_moment.zero_();
-    state.second_moment.zero_();
+    state.master.copy_(start_value(names_[i], trained.dense));
+    if (trains_) {
+      state.first_moment.zero_();
+      state.second_moment.zero_();
+    }
     if (state.compute.defined()) state.compute.copy_(state.master);
     trained.leaf.mutable_grad().reset();
   }
@@ -95,16 +103,33 @@ void WindowWeights::reset() {
 std::vector<at::Tensor> WindowWeights::values() const {
   std::vector<at::Tensor> values;
   for (const Trained& trained : trained_) {
-    values.push_back(trained.state.master.to(trained.start.scalar_type(), /*non_blocking=*/false,
+    values.push_back(trained.state.master.to(trained.dense.scalar_type(), /*non_blocking=*/false,
                                              /*copy=*/true));
   }
   return values;
+}
+
+std::vector<at::Tensor> WindowWeights::fitted(double ridge) const {
+  std::vector<at::Tensor> fitted;
+  for (const Trained& trained : trained_) {
+    at::Tensor& values = fitted.emplace_back();
+    if (!trained.state.mask.defined()) continue;
+    const std::string& input = span_.architecture.linear(trained.role).input;
+    const InputStatistics& statistics =
+        span_.statistics.at(in_block(span_.architecture, block_, input));
+    values = least_squares(trained.dense, trained.state.mask, statistics.gram, ridge)
+                 .to(trained.dense.scalar_type())
+                 .add_(0)  // no −0
+                 .masked_fill_(trained.state.mask.logical_not(), 0);
+  }
+  return fitted;
 }
 
 BlockWeights WindowWeights::with(const std::vector<at::Tensor>& values) const {
   BlockWeights weights = leaves_;
   for (size_t i = 0; i < trained_.size(); ++i) {
     const Trained& trained = trained_[i];
+    if (!values[i].defined()) continue;
     const at::Tensor value = values[i].to(span_.compute);
     switch (trained.kind) {
       case Trained::Kind::kWeight:

@@ -16,7 +16,7 @@ namespace coppice {
 /// Starts from the variant's adapted tensors, and the dense ones where it has none. Trained are the
 /// window's weights (kept ones, where there is a mask), and biases and norm gains as the options
 /// say. Owns masters, moments and leaves; in fp32 compute a leaf is its master, not a copy. The
-/// job's and the variant's tensors must stay as they are while this lives. One thread.
+/// job and the variant must outlive this. One thread.
 class WindowWeights {
  public:
   WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
@@ -30,21 +30,26 @@ class WindowWeights {
   /// The window's tensors in the compute dtype; the trained ones are leaves that collect gradients.
   const BlockWeights& leaves() const { return leaves_; }
 
-  /// Updates every trained tensor by its gradient, and releases the gradients.
+  /// Updates every trained tensor by its gradient, and releases the gradients. Where AdamW trains.
   void step(const AdamWStep& step);
 
-  /// Back to the start: values, moments, no gradients.
-  void reset();
+  /// Back to what the variant holds now: values, moments, no gradients.
+  void restart();
 
   /// The trained tensors as they would be written, in the order of names(). New tensors.
   std::vector<at::Tensor> values() const;
 
-  /// The window with such values in the compute dtype, for evaluation: nothing collects gradients.
+  /// The weights under a mask as least squares fits them to the dense ones, as they would be
+  /// written; undefined for all others. From the Gram matrices of the span's statistics.
+  std::vector<at::Tensor> fitted(double ridge) const;
+
+  /// The window with such values in the compute dtype (an undefined one: the leaf), for
+  /// evaluation without a graph.
   BlockWeights with(const std::vector<at::Tensor>& values) const;
 
  private:
   struct Trained {
-    at::Tensor start;  // stored dtype, owned by the job or the variant
+    at::Tensor dense;  // stored dtype, owned by the job
     at::Tensor leaf;
     AdamWState state;
     std::string role;
@@ -52,7 +57,7 @@ class WindowWeights {
   };
 
   at::Tensor start_value(const std::string& name, const at::Tensor& dense) const;
-  at::Tensor train(const std::string& name, const at::Tensor& start, Trained::Kind kind,
+  at::Tensor train(const std::string& name, const at::Tensor& dense, Trained::Kind kind,
                    const std::string& role);
   void add_linear(const LinearSpec& spec, const ReconstructOptions& options);
   void add_norm(const NormSpec& spec, const ReconstructOptions& options);
@@ -60,6 +65,7 @@ class WindowWeights {
   const SpanJob& span_;
   const Variant& variant_;
   int block_;
+  bool trains_;  // else there are no moments
   std::vector<std::string> names_;
   std::vector<Trained> trained_;
   BlockWeights leaves_;

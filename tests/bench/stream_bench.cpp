@@ -123,7 +123,7 @@ class StreamBench {
   void compute(GraphSpan& span, Boundaries& boundaries) {
     start_job(span, model_, machine_.device(), rotary_, boundaries, {});
     WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
-    Calibrate(Calibrate::Statistics::kSquares).run(job);
+    Calibrate({.statistics = Calibrate::Statistics::kSquares}).run(job);
     work_of(span).job.reset();
   }
 

@@ -1,5 +1,6 @@
 #include "configs/recipe.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -46,11 +47,16 @@ Recipe unusual_recipe() {
   for (const auto& [key, text] : std::vector<std::pair<std::string, std::string>>{
            {"prune.method", "magnitude"},
            {"prune.sparsity", "0.30000000000000004"},
+           {"prune.block_sparsities", "0.25,0.30000000000000004"},
+           {"prune.sparsity_map", "re:.*\\.[0-9]{1,,2}\\.mlp=0.1,a=b=0.75"},
            {"prune.sparsity_type", "3:8"},
            {"prune.comparison", "matrix"},
            {"prune.targets", "re:.*\\.[0-9]{1,,2}\\.mlp,it's \"odd\": # &x,null"},
            {"prune.ignore", ""},
            {"reconstruct.window", "block"},
+           {"reconstruct.loss", "cosine"},
+           {"reconstruct.solver", "least_squares+adamw"},
+           {"reconstruct.ridge", "0.1"},
            {"reconstruct.epochs", "7"},
            {"reconstruct.batch_size", "3"},
            {"reconstruct.lr", "1.2345678901234567e-05"},
@@ -95,7 +101,7 @@ TEST(Recipe, UnusualRecipeOfThisTestLeavesNoKeyAtItsDefault) {
   const Recipe recipe = unusual_recipe();
   const Recipe defaults;
   for (const RecipeKey& key : recipe_keys()) {
-    if (key.name == "propagation" || key.name == "loss") continue;  // of one value so far
+    if (key.name == "propagation") continue;  // of one value so far
     EXPECT_NE(key.get(recipe), key.get(defaults)) << key.path();
   }
 }
@@ -212,14 +218,19 @@ TEST_P(RecipeRange, RefusesTheValueAndSaysWhatIsRight) {
 INSTANTIATE_TEST_SUITE_P(
     Recipe, RecipeRange,
     ::testing::Values(
-        WrongValue{"prune.method", "wandaa", "one of magnitude, wanda"},
-        WrongValue{"prune.method", "sparsegpt", "comes later"},
+        WrongValue{"prune.method", "wandaa", "one of random, magnitude, wanda, ria, sparsegpt"},
+        WrongValue{"prune.method", "flap", "comes later"},
         WrongValue{"prune.sparsity", "1", "less than 1"},
-        WrongValue{"prune.comparison", "layer", "one of row, matrix"},
+        WrongValue{"prune.comparison", "layer", "one of auto, row, matrix"},
+        WrongValue{"prune.block_sparsities", "1", "less than 1"},
+        WrongValue{"prune.sparsity_map", "up_proj", "as in re:.*mlp.*=0.6"},
         WrongValue{"reconstruct.window", "half", "one of none, half-block, block"},
         WrongValue{"reconstruct.propagation", "sparse", "comes later; this version has dense"},
         WrongValue{"reconstruct.propagation", "mixed", "comes later; this version has dense"},
-        WrongValue{"reconstruct.loss", "mae", "one of mse"},
+        WrongValue{"reconstruct.loss", "mae", "one of mse, mse_normalized, cosine"},
+        WrongValue{"reconstruct.solver", "lstsq",
+                   "one of adamw, least_squares, least_squares+adamw"},
+        WrongValue{"reconstruct.ridge", "0", "greater than 0"},
         WrongValue{"reconstruct.epochs", "0", "at least 1"},
         WrongValue{"reconstruct.batch_size", "0", "at least 1"},
         WrongValue{"reconstruct.lr", "0", "greater than 0"},
@@ -352,16 +363,32 @@ TEST(Recipe, ReconstructionNeedsTwoWindows) {
   EXPECT_NO_THROW(check_recipe(recipe, {}));
 }
 
-TEST(Recipe, ComparisonIsOfUnstructuredMagnitudesOnly) {
+TEST(Recipe, ComparisonIsOfUnstructuredScoresThatCanBeComparedSo) {
   Recipe wanda = recipe_of("prune: {comparison: matrix}\n");
   EXPECT_THAT([&] { check_recipe(wanda, {}); },
               ThrowsMessage<ConfigError>(HasSubstr("prune.comparison: matrix: wanda")));
   Recipe pattern =
       recipe_of("prune: {method: magnitude, comparison: matrix, sparsity_type: 2:4}\n");
   EXPECT_THAT([&] { check_recipe(pattern, {}); },
-              ThrowsMessage<ConfigError>(HasSubstr("prune.comparison: matrix: sparsity_type 2:4")));
-  Recipe magnitude = recipe_of("prune: {method: magnitude, comparison: matrix}\n");
-  EXPECT_NO_THROW(check_recipe(magnitude, {}));
+              ThrowsMessage<ConfigError>(HasSubstr("prune.comparison: sparsity_type 2:4")));
+  Recipe swept = recipe_of("prune: {method: sparsegpt, comparison: row}\n");
+  EXPECT_THAT([&] { check_recipe(swept, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr("prune.comparison: sparsegpt")));
+  for (const char* method : {"random", "magnitude", "ria"}) {
+    Recipe fine = recipe_of(fmt::format("prune: {{method: {}, comparison: matrix}}\n", method));
+    EXPECT_NO_THROW(check_recipe(fine, {})) << method;
+  }
+}
+
+TEST(Recipe, SparsitiesOfTheirOwnAreLists) {
+  const Recipe recipe = recipe_of(
+      "prune: {block_sparsities: [0.4, 0.5], sparsity_map: ['re:.*mlp.*=0.6', 'q_proj=0']}\n");
+  EXPECT_THAT(recipe.prune.block_sparsities, ElementsAre(0.4, 0.5));
+  EXPECT_THAT(recipe.prune.sparsity_map,
+              ElementsAre(SparsityRule{"re:.*mlp.*", 0.6}, SparsityRule{"q_proj", 0}));
+  Recipe pattern = recipe_of("prune: {sparsity_type: 2:4, sparsity_map: [q_proj=0.4]}\n");
+  EXPECT_THAT([&] { check_recipe(pattern, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr("prune.sparsity_map: sparsity_type 2:4")));
 }
 
 TEST(Recipe, EveryRecipeThatComesAlongPassesTheCheck) {

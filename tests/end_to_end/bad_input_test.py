@@ -55,6 +55,14 @@ class BadInput(ProgramTest):
     def test_no_model(self):
         self.refused(3, "config.json", model=self.dir / "nowhere")
 
+    def test_pattern_that_names_nothing(self):
+        self.refused(2, "prune.targets: upproj: names no linear", targets="upproj")
+        self.refused(2, "prune.ignore: re:q_proj: names no", ignore="re:q_proj")
+        self.refused(2, "prune.sparsity_map: a_proj", sparsity_map="a_proj=0.5")
+
+    def test_sparsities_of_another_number_of_blocks(self):
+        self.refused(2, "2 numbers for a model of 3 blocks", block_sparsities="0.1,0.2")
+
     def test_missing_shard(self):
         model = self.model()
         self.single_shard(model).unlink()

@@ -65,6 +65,78 @@ class Run(ProgramTest):
             model, self.pruned(model, window="block", prune_method="magnitude")
         )
 
+    def test_every_method_prunes_what_the_report_says(self):
+        model = self.model()
+        tokens = self.tokens(300)
+        for method in ("random", "magnitude", "wanda", "ria", "sparsegpt"):
+            for pattern in (
+                {"sparsity": 0.6},
+                {"sparsity_type": "1:4", "ignore": "down_proj"},
+            ):
+                with self.subTest(method=method, **pattern):
+                    output = self.dir / f"{method}_{len(pattern)}"
+                    flags = {"prune_method": method, "window": "none"} | pattern
+                    self.coppice(*self.run_arguments(model, tokens, output, **flags))
+                    pruned, trained = self.check_against_report(model, output)
+                    self.assertEqual({p["method"] for p in pruned.values()}, {method})
+                    updated = set(pruned) if method == "sparsegpt" else set()
+                    self.assertEqual(trained, updated)
+
+    def test_every_solver_lowers_the_held_out_error(self):
+        tokens = self.tokens(40 * 32)
+        for solver in ("adamw", "least_squares", "least_squares+adamw"):
+            for window in ("half-block", "block"):
+                with self.subTest(solver=solver, window=window):
+                    output = self.dir / f"{solver}_{window}"
+                    flags = {"solver": solver, "window": window, "nsamples": 40}
+                    self.coppice(
+                        *self.run_arguments(self.model(), tokens, output, **flags)
+                    )
+                    self.check_against_report(self.model(), output)
+                    windows = [
+                        w
+                        for block in report(output)["blocks"]
+                        for w in block["windows"]
+                    ]
+                    self.assertLess(
+                        sum(w["validation_reconstructed"] for w in windows),
+                        sum(w["validation_pruned"] for w in windows),
+                    )
+                    self.assertIn(solver.split("+")[-1], {w["kept"] for w in windows})
+
+    def test_every_loss_is_lowered(self):
+        for loss in ("mse", "mse_normalized", "cosine"):
+            with self.subTest(loss):
+                output = self.dir / loss
+                arguments = self.run_arguments(
+                    self.model(), self.tokens(300), output, loss=loss, epochs=6, lr=3e-3
+                )
+                self.coppice(*arguments)
+                windows = [
+                    w for block in report(output)["blocks"] for w in block["windows"]
+                ]
+                self.assertLess(
+                    sum(w["validation_reconstructed"] for w in windows),
+                    sum(w["validation_pruned"] for w in windows),
+                )
+
+    def test_sparsity_by_block_and_by_name(self):
+        output = self.pruned(
+            self.model(),
+            window="none",
+            block_sparsities="0.25,0.75,0.5",
+            sparsity_map="q_proj=0,re:model\\.layers\\.1\\.mlp=0.5",
+        )
+        self.check_against_report(self.model(), output)
+        for block in report(output)["blocks"]:
+            for linear in block["linears"]:
+                expected = (0.25, 0.75, 0.5)[block["block"]]
+                if "q_proj" in linear["name"]:
+                    expected = 0
+                elif block["block"] == 1 and ".mlp." in linear["name"]:
+                    expected = 0.5
+                self.assertAlmostEqual(linear["sparsity"], expected, 1, linear["name"])
+
     def test_n_of_m_pattern_holds_in_every_group(self):
         model = self.model()
         output = self.pruned(model, sparsity_type="2:4", ignore="re:.*down_proj")

@@ -25,7 +25,7 @@ constexpr int kWindows = 3;
 
 void run(TinySpan& span, Calibrate::Statistics statistics = Calibrate::Statistics::kSquares) {
   WindowJob job{span.job, span.job.halves};
-  Calibrate(statistics).run(job);
+  Calibrate({.statistics = statistics}).run(job);
 }
 
 std::string message_of(TinySpan& span) {
@@ -69,6 +69,36 @@ TEST(Calibrate, StatisticsAreSquaresOfWhatTheLinearsRead) {
   EXPECT_THAT(statistics.sum_of_squares.to(at::kFloat), IsCloseTo(sum.to(at::kFloat)));
 }
 
+TEST(Calibrate, GramMatricesAreOfTheWindowsThatAreNotHeldOut) {
+  for (const double fraction : {0.0, 0.3}) {  // of three windows: none, one
+    TinySpan span(kWindows, at::kFloat, at::kFloat);
+    WindowJob job{span.job, span.job.halves};
+    Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = fraction}).run(job);
+    at::Tensor sum = at::zeros({20, 20}, at::TensorOptions(at::kDouble));
+    for (size_t i = 0; i < (fraction == 0 ? 3 : 2); ++i) {
+      const at::Tensor normed =
+          span.job.dense.norms.at("before_attention") *
+          rms_normalize(span.boundaries.held[0][i], span.architecture.norm_epsilon);
+      sum.add_(normed.to(at::kDouble).t().mm(normed.to(at::kDouble)));
+    }
+    const InputStatistics& statistics = span.job.statistics.at("model.layers.0.attention_in");
+    EXPECT_THAT(statistics.gram, IsCloseTo(sum.to(at::kFloat)));
+    EXPECT_THAT(statistics.gram, IsIdenticalTo(statistics.gram.t().contiguous()));
+    EXPECT_EQ(statistics.tokens, kWindows * TinySpan::kSeqlen);
+  }
+}
+
+TEST(Calibrate, NormsDoNotDependOnWhetherGramMatricesAreGathered) {
+  TinySpan squares(kWindows, at::kFloat, at::kFloat), gram(kWindows, at::kFloat, at::kFloat);
+  run(squares);
+  run(gram, Calibrate::Statistics::kGram);
+  for (const auto& [name, statistics] : squares.job.statistics) {
+    EXPECT_THAT(gram.job.statistics.at(name).sum_of_squares,
+                IsIdenticalTo(statistics.sum_of_squares));
+    EXPECT_FALSE(statistics.gram.defined());
+  }
+}
+
 TEST(Calibrate, NoStatisticsWhereNoneAreAskedFor) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   run(span, Calibrate::Statistics::kNone);
@@ -106,7 +136,7 @@ TEST(Calibrate, InfinityInTheOutputNamesTheHalf) {
 // ---- cost ----
 
 Cost cost_of(const TinySpan& span, HalfRange halves, int64_t num_windows) {
-  return Calibrate(Calibrate::Statistics::kSquares)
+  return Calibrate({.statistics = Calibrate::Statistics::kSquares})
       .cost({span.architecture, halves, num_windows, TinySpan::kSeqlen, 4});
 }
 
@@ -144,6 +174,15 @@ TEST(Calibrate, CostMovesWhatARunReadsAndWrites) {
 TEST(Calibrate, CostHoldsOneWindowHoweverMany) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   EXPECT_EQ(cost_of(span, {0, 2}, 1000).bytes_held, cost_of(span, {0, 2}, 1).bytes_held);
+}
+
+TEST(Calibrate, CostKeepsTheGramMatricesOfEveryInput) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  const SpanShape shape{span.architecture, {0, 2}, kWindows, TinySpan::kSeqlen, 4};
+  const Cost cost = Calibrate({.statistics = Calibrate::Statistics::kGram}).cost(shape);
+  EXPECT_EQ(cost.bytes_kept, 4 * (20 * 20 + 24 * 24 + 20 * 20 + 33 * 33));
+  EXPECT_EQ(cost_of(span, {0, 2}, kWindows).bytes_kept, 0);
+  EXPECT_GT(cost.flop(), cost_of(span, {0, 2}, kWindows).flop());
 }
 
 TEST(Calibrate, CostOfNoWindowsIsNone) {

@@ -15,6 +15,13 @@ TEST(Cost, WorkAndTrafficAddUp) {
   EXPECT_EQ(cost.bytes_moved, 50);
 }
 
+TEST(Cost, WhatIsKeptStaysBesideWhatComesLater) {
+  Cost cost{.bytes_held = 300, .bytes_kept = 10};
+  cost += {.bytes_held = 200, .bytes_kept = 20};
+  EXPECT_EQ(cost.bytes_held, 300);
+  EXPECT_EQ(cost.bytes_kept, 30);
+}
+
 TEST(Cost, MemoryIsThatOfTheLargest) {
   Cost cost{.bytes_held = 300};
   EXPECT_EQ((cost += {.bytes_held = 200}).bytes_held, 300);

@@ -1,6 +1,7 @@
 // Windows of a block of two linears against loops; names, patterns, failures.
 #include "stages/prune.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -15,6 +16,8 @@
 
 #include "stages/errors.h"
 #include "stages/ops/mask_select.h"
+#include "stages/scores/ria.h"
+#include "stages/scores/sparsegpt.h"
 
 namespace coppice {
 namespace {
@@ -54,7 +57,9 @@ struct Block {
     span.dense.linears["q"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
     span.dense.linears["up"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
     for (const char* input : {"model.layers.3.self_attn.input", "model.layers.3.mlp.input"}) {
-      span.statistics[input] = {at::randn({kIn}, at::kDouble).square(), 10};
+      const at::Tensor x = at::randn({4 * kIn, kIn}, at::kFloat);
+      const at::Tensor gram = x.t().mm(x);
+      span.statistics[input] = {gram.diagonal().to(at::kDouble), 4 * kIn, gram};
     }
   }
   Variant prune(const PruneOptions& options, HalfRange window = {6, 8}) {
@@ -107,6 +112,97 @@ TEST(Prune, WandaRowsEqualTheLoop) {
   }
   EXPECT_TRUE(variant.masks.at(kUp).equal(keep_mask_by_row(scores, 0.5)));
 }
+
+TEST(Prune, RiaComparesTheMatrixUnlessAskedForRows) {
+  Block block;
+  const at::Tensor norm = block.span.statistics.at("model.layers.3.mlp.input").column_norm();
+  const at::Tensor scores = ria_score(block.up(), norm);
+  PruneOptions options;
+  options.method = PruneMethod::kRia;
+  EXPECT_TRUE(block.prune(options).masks.at(kUp).equal(keep_mask_by_matrix(scores, 0.5)));
+  options.comparison = Comparison::kRow;
+  EXPECT_TRUE(block.prune(options).masks.at(kUp).equal(keep_mask_by_row(scores, 0.5)));
+}
+
+TEST(Prune, RandomMasksDifferByTensorAndSeed) {
+  Block block;
+  PruneOptions options;
+  options.method = PruneMethod::kRandom;
+  const auto masks = block.prune(options).masks;
+  EXPECT_FALSE(masks.at(kUp).equal(masks.at(kQuery)));
+  EXPECT_TRUE(masks.at(kUp).equal(block.prune(options).masks.at(kUp)));
+  EXPECT_TRUE(masks.at(kUp).sum(1).eq(kIn / 2).all().item<bool>());
+  options.seed = 1;
+  EXPECT_FALSE(masks.at(kUp).equal(block.prune(options).masks.at(kUp)));
+}
+
+TEST(Prune, EveryMethodTakesEveryPattern) {
+  for (const PruneMethod method :
+       {PruneMethod::kRandom, PruneMethod::kMagnitude, PruneMethod::kWanda, PruneMethod::kRia,
+        PruneMethod::kSparseGpt}) {
+    for (const SparsityPattern pattern : {SparsityPattern{}, {2, 4}, {1, 5}, {3, 10}}) {
+      Block block;
+      PruneOptions options;
+      options.method = method;
+      options.pattern = pattern;
+      if (!pattern.is_unstructured()) {
+        options.sparsity = 1 - double(pattern.num_kept) / pattern.group_size;
+      }
+      const at::Tensor mask = block.prune(options).masks.at(kUp);
+      EXPECT_EQ(mask.numel() - mask.count_nonzero().item<int64_t>(),
+                num_pruned(options.sparsity, mask.numel()));
+      if (pattern.is_unstructured()) continue;
+      const at::Tensor kept = mask.reshape({-1, pattern.group_size}).sum(1);
+      EXPECT_TRUE(kept.eq(pattern.num_kept).all().item<bool>());
+    }
+  }
+}
+
+// ---- SparseGPT ----
+
+PruneOptions sparsegpt() {
+  PruneOptions options;
+  options.method = PruneMethod::kSparseGpt;
+  return options;
+}
+
+TEST(Prune, SparseGptWritesTheSweptWeightsAndSaysThatTheyChanged) {
+  Block block(at::kFloat);
+  const at::Tensor& gram = block.span.statistics.at("model.layers.3.mlp.input").gram;
+  const SweptWeight swept =
+      sweep_columns(block.up(), gram.diagonal().eq(0), *inverse_factor(gram, 0.01), 0.5, {});
+  const Variant variant = block.prune(sparsegpt());
+  EXPECT_TRUE(variant.masks.at(kUp).equal(swept.mask));
+  EXPECT_TRUE(variant.adapted.at(kUp).equal(swept.weight));
+  EXPECT_THAT(variant.trained, UnorderedElementsAre(kQuery, kUp));
+  EXPECT_EQ(variant.linears[0].method, "sparsegpt");
+  EXPECT_THAT(variant.linears[0].fallback, IsEmpty());
+}
+
+TEST(Prune, SparseGptDampsWhatDoesNotFactorise) {
+  Block block(at::kFloat);
+  at::Tensor& gram = block.span.statistics.at("model.layers.3.mlp.input").gram;
+  gram.diagonal().sub_(gram.diagonal().mean() * 0.3);  // not positive definite until damped by 1
+  ASSERT_FALSE(inverse_factor(gram, 0.01).has_value());
+  const Variant variant = block.prune(sparsegpt());
+  EXPECT_EQ(variant.linears[1].name, kUp);
+  EXPECT_EQ(variant.linears[1].method, "sparsegpt");
+}
+
+TEST(Prune, SparseGptFallsBackToWandaMatrixByMatrixAndSaysSo) {
+  Block block(at::kFloat);
+  const Variant wanda = block.prune({});
+  block.span.statistics.at("model.layers.3.mlp.input").gram.neg_();
+  const Variant variant = block.prune(sparsegpt());
+  EXPECT_TRUE(variant.masks.at(kUp).equal(wanda.masks.at(kUp)));
+  EXPECT_TRUE(variant.adapted.at(kUp).equal(wanda.adapted.at(kUp)));
+  EXPECT_EQ(variant.linears[0].method, "sparsegpt");
+  EXPECT_EQ(variant.linears[1].method, "wanda");
+  EXPECT_THAT(variant.linears[1].fallback, HasSubstr("not positive definite"));
+  EXPECT_THAT(variant.trained, ElementsAre(kQuery));
+}
+
+// ---- masks and values ----
 
 TEST(Prune, ComparisonChoosesRowOrMatrix) {
   Block block(at::kFloat);
@@ -199,6 +295,13 @@ TEST(Prune, MagnitudeNeedsNoStatistics) {
   EXPECT_EQ(Prune(PruneOptions{}).needs(), Products::kStatistics);
 }
 
+TEST(Prune, NotFiniteWeightOfASweepNamesTheTensor) {
+  Block block;
+  block.up()[1][2] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(message_of<NumericalError>([&] { block.prune(sparsegpt()); }),
+              AllOf(HasSubstr(kUp), HasSubstr("1 of 120")));
+}
+
 TEST(Prune, NotFiniteScoreNamesTheTensorAndHowMany) {
   Block block;
   block.up()[1][2] = std::numeric_limits<float>::quiet_NaN();
@@ -226,50 +329,6 @@ TEST(Prune, CostHoldsMasksAndTheLargestScore) {
   EXPECT_EQ(block.bytes_moved, 0);
   options.ignore = {"up_proj", "q_proj"};
   EXPECT_EQ(Prune(options).cost({architecture, {6, 8}, 128, 512, 2}).bytes_held, 0);
-}
-
-bool targets(std::vector<std::string> patterns, const std::string& linear) {
-  PruneOptions options;
-  options.targets = std::move(patterns);
-  return is_target(options, linear);
-}
-
-TEST(IsTarget, EverythingWithoutPatternsButWhatIsIgnored) {
-  EXPECT_TRUE(targets({}, "model.layers.3.mlp.up_proj"));
-  EXPECT_FALSE(targets({}, "lm_head"));
-}
-
-TEST(IsTarget, NamesMatchWholeLastComponents) {
-  const std::string linear = "model.layers.3.mlp.up_proj";
-  EXPECT_TRUE(targets({linear}, linear));
-  EXPECT_TRUE(targets({"mlp.up_proj"}, linear));
-  EXPECT_TRUE(targets({"down_proj", "up_proj"}, linear));
-  EXPECT_FALSE(targets({"p_proj"}, linear));
-  EXPECT_FALSE(targets({"model.layers.3"}, linear));
-  EXPECT_FALSE(targets({".up_proj"}, linear));
-}
-
-TEST(IsTarget, ExpressionsAreSearchedFromTheStart) {
-  const std::string linear = "model.layers.3.mlp.up_proj";
-  EXPECT_TRUE(targets({"re:model\\.layers\\.[0-3]\\."}, linear));
-  EXPECT_TRUE(targets({"re:.*up_proj"}, linear));
-  EXPECT_FALSE(targets({"re:up_proj"}, linear));
-  EXPECT_FALSE(targets({"re:.*up_proj$"}, linear + "2"));
-}
-
-TEST(IsTarget, IgnoreWinsOverTargets) {
-  PruneOptions options;
-  options.targets = {"up_proj"};
-  options.ignore = {"re:.*\\.3\\."};
-  EXPECT_FALSE(is_target(options, "model.layers.3.mlp.up_proj"));
-  EXPECT_TRUE(is_target(options, "model.layers.4.mlp.up_proj"));
-}
-
-TEST(IsTarget, WrongExpressionIsNamedEvenWhereItDecidesNothing) {
-  PruneOptions options;
-  options.targets = {"up_proj", "re:(unclosed"};
-  EXPECT_THAT(message_of<std::invalid_argument>([&] { is_target(options, "mlp.up_proj"); }),
-              HasSubstr("re:(unclosed"));
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ class RecomputedSourceTest : public ::testing::TestWithParam<Case> {
     span_.boundaries.held.erase(1);
     span_.boundaries.wanted = {1};
     WindowJob job{span_.job, {0, 2}, nullptr};
-    Calibrate(Calibrate::Statistics::kNone).run(job);
+    Calibrate({}).run(job);
   }
   RecomputedSource source() {
     return RecomputedSource(span_.job, kAttention, span_.boundaries.inputs(kAttention));

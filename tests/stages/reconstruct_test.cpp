@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "stages/calibrate.h"
 #include "stages/ops/squared_error.h"
 #include "stages/reconstruct/schedule.h"
 #include "stages/reconstruct/window_loss.h"
@@ -203,6 +204,98 @@ TEST(Reconstruct, TailBatchIsAStepOfItsOwn) {
   ReconstructOptions options = options_with(1e-2, 3);
   options.batch_size = 4;  // 6 training windows: 4 + 2
   EXPECT_EQ(run(span, kMlp, options).steps, 6);
+}
+
+// ---- least squares ----
+
+ReconstructOptions solved_by(Solver solver) {
+  ReconstructOptions options = options_with(1e-2, 2);
+  options.solver = solver;
+  return options;
+}
+
+/// Wider than deep: nothing of a window of few tokens generalises.
+struct FittedSpan : TinySpan {
+  explicit FittedSpan(at::ScalarType stored = at::kFloat) : TinySpan(60, stored, at::kFloat) {
+    WindowJob job{this->job, this->job.halves};
+    const std::map<int, testing::Windows> held = boundaries.held;
+    Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25}).run(job);
+    boundaries.held = held;
+  }
+};
+
+TEST(Reconstruct, LeastSquaresLowersTheHeldOutLossWithoutAStep) {
+  for (const at::ScalarType stored : {at::kFloat, at::kBFloat16}) {
+    for (const HalfRange halves : {kAttention, kMlp, kBlock}) {
+      FittedSpan span(stored);
+      const WindowReport report = run(span, halves, solved_by(Solver::kLeastSquares));
+      EXPECT_EQ(report.kept, "least_squares");
+      EXPECT_EQ(report.steps, 0);
+      EXPECT_LT(report.validation_fitted, report.validation_pruned);
+      EXPECT_EQ(report.validation_reconstructed, report.validation_fitted);
+      EXPECT_LT(report.loss_reconstructed, report.loss_pruned);
+    }
+  }
+}
+
+TEST(Reconstruct, LeastSquaresChangesOnlyWhatIsUnderAMask) {
+  FittedSpan span;
+  const std::string unmasked = "model.layers.0.mlp.up_proj.weight";
+  span.variant().masks.erase(unmasked);
+  span.variant().adapted.erase(unmasked);
+  run(span, kMlp, solved_by(Solver::kLeastSquares));
+  EXPECT_THAT(span.variant().trained,
+              ::testing::UnorderedElementsAre("model.layers.0.mlp.gate_proj.weight",
+                                              "model.layers.0.mlp.down_proj.weight"));
+  for (const std::string& name : span.variant().trained) {
+    const at::Tensor pruned =
+        span.variant().adapted.at(name).masked_select(span.variant().masks.at(name).logical_not());
+    EXPECT_TRUE(pruned.reciprocal().eq(INFINITY).all().item<bool>()) << name;  // +0
+  }
+}
+
+TEST(Reconstruct, AdamWStartsWhereLeastSquaresEnded) {
+  FittedSpan fitted, both;
+  const double end = run(fitted, kMlp, solved_by(Solver::kLeastSquares)).validation_fitted;
+  ReconstructOptions slowly = solved_by(Solver::kLeastSquaresAdamW);
+  slowly.lr = 1e-5;
+  const WindowReport report = run(both, kMlp, slowly);
+  EXPECT_EQ(report.kept, "adamw");
+  EXPECT_EQ(report.validation_fitted, end);
+  EXPECT_LT(report.validation_reconstructed, end);
+  EXPECT_GT(report.validation_reconstructed, 0.99 * end);
+}
+
+TEST(Reconstruct, LeastSquaresStaysWhereAdamWDoesHarm) {
+  FittedSpan fitted, both;
+  run(fitted, kMlp, solved_by(Solver::kLeastSquares));
+  ReconstructOptions options = solved_by(Solver::kLeastSquaresAdamW);
+  options.lr = 10;
+  const WindowReport report = run(both, kMlp, options);
+  EXPECT_EQ(report.kept, "least_squares");
+  EXPECT_THAT(report.fallback, HasSubstr("AdamW"));
+  expect_same_bytes(fitted.variant(), both.variant());
+}
+
+TEST(Reconstruct, PrunedWeightsStayWhereLeastSquaresDoesHarm) {
+  FittedSpan span;
+  for (auto& [name, statistics] : span.job.statistics) {  // of other inputs altogether
+    statistics.gram = at::randn(statistics.gram.sizes());
+    statistics.gram = statistics.gram.mm(statistics.gram.t());
+  }
+  const std::map<std::string, at::Tensor> before = span.variant().adapted;
+  const WindowReport report = run(span, kMlp, solved_by(Solver::kLeastSquares));
+  EXPECT_EQ(report.kept, "pruned");
+  EXPECT_THAT(report.fallback, HasSubstr("least squares"));
+  EXPECT_THAT(span.variant().trained, IsEmpty());
+  for (const auto& [name, tensor] : before) {
+    EXPECT_THAT(span.variant().adapted.at(name), IsIdenticalTo(tensor));
+  }
+}
+
+TEST(Reconstruct, NeedsGramMatricesOnlyForLeastSquares) {
+  EXPECT_FALSE(contains(Reconstruct(solved_by(Solver::kAdamW)).needs(), Products::kGram));
+  EXPECT_TRUE(contains(Reconstruct(solved_by(Solver::kLeastSquares)).needs(), Products::kGram));
 }
 
 // ---- do no harm ----
@@ -419,16 +512,12 @@ TEST(Schedule, RateRisesToItsPeakAndFallsAndIsNeverZero) {
 TEST(Schedule, OneStepRunsAtFullRate) { EXPECT_EQ(learning_rate(options_with(1), 0, 1), 1); }
 
 TEST(Schedule, HeldOutWindowsAreAShareRoundedUpAndLeaveOneToTrainOn) {
-  ReconstructOptions options;
-  EXPECT_EQ(num_held_out(options, 128), 8);
-  EXPECT_EQ(num_held_out(options, 129), 9);
-  EXPECT_EQ(num_held_out(options, 2), 1);
-  options.validation_fraction = 0.07;
-  EXPECT_EQ(num_held_out(options, 100), 7);
-  options.validation_fraction = 0;
-  EXPECT_EQ(num_held_out(options, 5), 1);
-  options.validation_fraction = 0.99;
-  EXPECT_EQ(num_held_out(options, 5), 4);
+  EXPECT_EQ(num_held_out(1.0 / 16, 128), 8);
+  EXPECT_EQ(num_held_out(1.0 / 16, 129), 9);
+  EXPECT_EQ(num_held_out(1.0 / 16, 2), 1);
+  EXPECT_EQ(num_held_out(0.07, 100), 7);
+  EXPECT_EQ(num_held_out(0, 5), 1);
+  EXPECT_EQ(num_held_out(0.99, 5), 4);
 }
 
 TEST(Schedule, OrderIsAscendingUnlessShuffled) {

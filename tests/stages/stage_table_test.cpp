@@ -19,10 +19,14 @@ std::vector<std::string_view> stages_with(PruneMethod method, WindowKind window)
   return names;
 }
 
-Products forward_gives(PruneMethod method) {
+Products forward_gives(PruneMethod method, Solver solver = Solver::kAdamW,
+                       WindowKind window = WindowKind::kHalfBlock) {
   PruneOptions prune;
   prune.method = method;
-  return forward_stage(prune)->gives();
+  ReconstructOptions reconstruct;
+  reconstruct.solver = solver;
+  reconstruct.window = window;
+  return forward_stage(prune, reconstruct)->gives();
 }
 
 TEST(StageTable, WindowsArePrunedThenReconstructed) {
@@ -39,6 +43,16 @@ TEST(StageTable, WithoutAWindowThereIsNoReconstruction) {
 TEST(StageTable, StatisticsAreGatheredOnlyForWhoNeedsThem) {
   EXPECT_TRUE(contains(forward_gives(PruneMethod::kWanda), Products::kStatistics));
   EXPECT_FALSE(contains(forward_gives(PruneMethod::kMagnitude), Products::kStatistics));
+}
+
+TEST(StageTable, GramMatricesAreGatheredOnlyForWhoNeedsThem) {
+  EXPECT_TRUE(contains(forward_gives(PruneMethod::kSparseGpt), Products::kGram));
+  EXPECT_FALSE(contains(forward_gives(PruneMethod::kRia), Products::kGram));
+  for (const Solver solver : {Solver::kLeastSquares, Solver::kLeastSquaresAdamW}) {
+    EXPECT_TRUE(contains(forward_gives(PruneMethod::kMagnitude, solver), Products::kGram));
+    EXPECT_FALSE(
+        contains(forward_gives(PruneMethod::kWanda, solver, WindowKind::kNone), Products::kGram));
+  }
 }
 
 TEST(StageTable, EveryForwardGivesBoundaries) {

@@ -22,7 +22,7 @@ json report() {
           {"calibration", {{"nsamples", 128}, {"seqlen", 512}}},
           {"recipe",
            {{"prune", {{"method", "wanda"}, {"sparsity_type", "2:4"}}},
-            {"reconstruct", {{"window", "half-block"}}}}},
+            {"reconstruct", {{"window", "half-block"}, {"solver", "adamw"}}}}},
           {"blocks", {{{"linears", {linear(0.5), linear(0.75)}}}, {{"linears", {linear(0.25)}}}}}};
 }
 
@@ -65,7 +65,7 @@ TEST(ModelCard, SaysWhatWasZeroedAndHow) {
 }
 
 TEST(ModelCard, SaysInWhichWindowsWeightsWereAdapted) {
-  EXPECT_THAT(model_card(report(), ""), HasSubstr("adapted window by window (half-block)"));
+  EXPECT_THAT(model_card(report(), ""), HasSubstr("adapted window by window (half-block, adamw)"));
 }
 
 TEST(ModelCard, SaysThatNothingWasReconstructed) {

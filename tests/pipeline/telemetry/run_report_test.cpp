@@ -16,7 +16,9 @@ WindowReport attention_window() {
   window.loss_pruned = 4;
   window.loss_reconstructed = 2;
   window.validation_pruned = 5;
+  window.validation_fitted = 4.5;
   window.validation_reconstructed = 3;
+  window.kept = "adamw";
   window.steps = 60;
   window.lr = 0.0005;
   window.retries = 1;
@@ -28,7 +30,7 @@ Variant two_linears_one_window() {
   Variant variant;
   variant.windows = {attention_window()};
   variant.linears = {{"q.weight", "wanda", "unstructured", 0.5},
-                     {"o.weight", "wanda", "2:4", 0.25}};
+                     {"o.weight", "wanda", "2:4", 0.25, "too flat"}};
   variant.trained = {"q.weight", "o.weight"};
   return variant;
 }
@@ -39,10 +41,12 @@ TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
   EXPECT_EQ(block_report(7, two_linears_one_window()), json::parse(R"({
     "block": 7,
     "windows": [{"name": "attention", "loss_pruned": 4.0, "loss_reconstructed": 2.0,
-                 "validation_pruned": 5.0, "validation_reconstructed": 3.0, "steps": 60,
-                 "lr": 0.0005, "retries": 1, "fallback": "", "seconds": 1.5}],
-    "linears": [{"name": "q.weight", "method": "wanda", "sparsity": 0.5, "pattern": "unstructured"},
-                {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "pattern": "2:4"}],
+                 "validation_pruned": 5.0, "validation_fitted": 4.5,
+                 "validation_reconstructed": 3.0, "kept": "adamw", "steps": 60, "lr": 0.0005, "retries": 1, "fallback": "", "seconds": 1.5}],
+    "linears": [{"name": "q.weight", "method": "wanda", "sparsity": 0.5,
+                 "pattern": "unstructured", "fallback": ""},
+                {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "pattern": "2:4",
+                 "fallback": "too flat"}],
     "trained": ["q.weight", "o.weight"]})"));
 }
 
@@ -141,7 +145,7 @@ TEST(RunReport, LineOfABlockCountsFromOneAndGivesTheMeanOfItsLinears) {
 TEST(RunReport, LineOfABlockSaysWherePrunedWeightsStayed) {
   Variant variant = two_linears_one_window();
   variant.windows.push_back(variant.windows[0]);
-  variant.windows[0].fallback = "nothing beat them";
+  variant.windows[0].kept = "pruned";
   EXPECT_THAT(block_line(block_report(0, variant), 1),
               EndsWith("loss 5 -> 3 (pruned weights kept); attention held-out loss 5 -> 3; 3.0 s"));
 }
