@@ -212,6 +212,7 @@ ValueForm<std::vector<SparsityRule>> sparsity_rules() {
   };
   auto print = [](const std::vector<SparsityRule>& rules) {
     std::vector<std::string> entries;
+    entries.reserve(rules.size());
     for (const SparsityRule& rule : rules) {
       entries.push_back(fmt::format("{}={}", rule.pattern, rule.sparsity));
     }

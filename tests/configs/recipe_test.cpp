@@ -208,11 +208,11 @@ void PrintTo(const WrongValue& wrong, std::ostream* out) { *out << wrong.key; }
 class RecipeRange : public ::testing::TestWithParam<WrongValue> {};
 
 TEST_P(RecipeRange, RefusesTheValueAndSaysWhatIsRight) {
-  const auto& [key, text, advice] = GetParam();
+  const WrongValue& wrong = GetParam();
   Recipe recipe;
-  EXPECT_THAT(
-      [&] { set_recipe_key(recipe, key, text); },
-      ThrowsMessage<ConfigError>(AllOf(HasSubstr(key + ": " + text + ": "), HasSubstr(advice))));
+  EXPECT_THAT([&] { set_recipe_key(recipe, wrong.key, wrong.text); },
+              ThrowsMessage<ConfigError>(
+                  AllOf(HasSubstr(wrong.key + ": " + wrong.text + ": "), HasSubstr(wrong.advice))));
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -182,7 +182,11 @@ TEST(Prune, SparseGptWritesTheSweptWeightsAndSaysThatTheyChanged) {
 TEST(Prune, SparseGptDampsWhatDoesNotFactorise) {
   Block block(at::kFloat);
   at::Tensor& gram = block.span.statistics.at("model.layers.3.mlp.input").gram;
-  gram.diagonal().sub_(gram.diagonal().mean() * 0.3);  // not positive definite until damped by 1
+  gram.zero_();
+  gram.diagonal().fill_(1);
+  gram[3][3] = -0.5;  // not positive definite until damped by 1
+  ASSERT_FALSE(inverse_factor(gram, 0.1).has_value());
+  ASSERT_TRUE(inverse_factor(gram, 1).has_value());
   ASSERT_FALSE(inverse_factor(gram, 0.01).has_value());
   const Variant variant = block.prune(sparsegpt());
   EXPECT_EQ(variant.linears[1].name, kUp);

@@ -23,7 +23,6 @@ using ::testing::HasSubstr;
 using testing::IsCloseTo;
 using ::testing::IsEmpty;
 using testing::IsIdenticalTo;
-using ::testing::Not;
 using testing::TinySpan;
 
 constexpr int kWindows = 9;
@@ -500,6 +499,7 @@ TEST(Reconstruct, CostOfNoWindowsIsNone) {
 TEST(Schedule, RateRisesToItsPeakAndFallsAndIsNeverZero) {
   const ReconstructOptions options = options_with(1);
   std::vector<double> rates;
+  rates.reserve(60);
   for (int step = 0; step < 60; ++step) rates.push_back(learning_rate(options, step, 60));
   EXPECT_GT(rates.front(), 0);
   EXPECT_DOUBLE_EQ(rates[5], 1);  // after a tenth of the steps

@@ -1,5 +1,6 @@
 #include "stages/ops/column_sweep.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/rand.h>
@@ -19,6 +20,7 @@ struct Sweep {
   at::Tensor weight, errors, keep, factor;
 
   explicit Sweep(int64_t out = 13, int64_t columns = 37) {
+    at::manual_seed(1);
     weight = at::randn({out, columns}, at::TensorOptions(at::kFloat));
     errors = at::zeros({out, columns}, at::TensorOptions(at::kFloat));
     keep = at::rand({out, columns}).gt(0.5);
