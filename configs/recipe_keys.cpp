@@ -139,8 +139,9 @@ std::vector<RecipeKey> reconstruct_keys() {
 }
 
 RecipeKey seed_key() {
-  RecipeKey key = make_key("calibration", "seed", "of whatever is drawn: windows, their order",
-                           seed_number(), &Recipe::calibration, &CalibrationOptions::seed);
+  RecipeKey key =
+      make_key("calibration", "seed", "of whatever is drawn: windows, their order, random scores",
+               seed_number(), &Recipe::calibration, &CalibrationOptions::seed);
   // One seed for a run: random scores and the order of training follow the same key.
   key.set = [set = key.set](Recipe& recipe, const std::string& text) {
     set(recipe, text);

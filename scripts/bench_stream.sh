@@ -3,7 +3,7 @@
 # windows, budgets that grow, and what the plan foresaw against what the run took.
 #
 # usage: scripts/bench_stream.sh [--dir DIR] [--rounds N] [--large]   (default: runs/bench_stream, 3 rounds,
-#        of five alternations of each side of the overlap)
+#        of five alternations of each side of the overlap, one where the disk is held to a rate)
 #
 # Makes synthetic checkpoints (about 8 GiB) in DIR and removes them again. --large adds two blocks of
 # the shape of a 72B model: 12 GiB of disk, 20 GiB of RAM, some ten minutes on two cores.
