@@ -164,6 +164,27 @@ void check_pattern(PruneOptions& prune, Stated sparsity) {
   prune.sparsity = implied;
 }
 
+/// Masks that are given decide alone. They make the method `given` where none was stated.
+void check_masks(PruneOptions& prune, Stated method) {
+  if (prune.masks.empty()) {
+    if (prune.method != PruneMethod::kGiven) return;
+    throw ConfigError("prune.method: given: by which masks? prune.masks names their directory");
+  }
+  if (method == Stated::kByNobody) prune.method = PruneMethod::kGiven;
+  if (prune.method != PruneMethod::kGiven) {
+    throw ConfigError(
+        "prune.masks: decide instead of scores; leave out prune.method, or the masks");
+  }
+  const PruneOptions defaults;  // what a written recipe states of them
+  const bool is_told_otherwise = prune.sparsity != defaults.sparsity ||
+                                 !prune.pattern.is_unstructured() ||
+                                 !prune.block_sparsities.empty() || !prune.sparsity_map.empty();
+  if (!is_told_otherwise) return;
+  throw ConfigError(
+      "prune.masks: decide what is pruned; leave out sparsity, sparsity_type, block_sparsities and "
+      "sparsity_map");
+}
+
 void check_comparison(const PruneOptions& prune) {
   if (prune.method == PruneMethod::kWanda && prune.comparison == Comparison::kMatrix) {
     throw ConfigError(
@@ -227,18 +248,28 @@ std::vector<std::string> read_recipe(const std::filesystem::path& path, Recipe& 
 }
 
 void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user) {
-  const bool is_stated =
-      std::any_of(keys_set_by_user.begin(), keys_set_by_user.end(), [](const std::string& name) {
-        const RecipeKey* key = find_key(name);
-        return key != nullptr && key->path() == "prune.sparsity";
-      });
-  check_pattern(recipe.prune, is_stated ? Stated::kByUser : Stated::kByNobody);
+  const auto stated = [&](const std::string& path) {
+    const bool by_user =
+        std::any_of(keys_set_by_user.begin(), keys_set_by_user.end(), [&](const std::string& name) {
+          const RecipeKey* key = find_key(name);
+          return key != nullptr && key->path() == path;
+        });
+    return by_user ? Stated::kByUser : Stated::kByNobody;
+  };
+  check_masks(recipe.prune, stated("prune.method"));
+  check_pattern(recipe.prune, stated("prune.sparsity"));
   check_comparison(recipe.prune);
-  if (recipe.reconstruct.window != WindowKind::kNone && recipe.calibration.nsamples < 2) {
+  if (recipe.reconstruct.window.kind != WindowKind::kNone && recipe.calibration.nsamples < 2) {
     throw ConfigError(
         fmt::format("calibration.nsamples: {}: at least 2 when reconstructing, one to train on and "
                     "one to judge by; or set reconstruct.window to none",
                     recipe.calibration.nsamples));
+  }
+  if (recipe.prune.statistics == StatisticsOf::kPropagated &&
+      recipe.reconstruct.propagation == Propagation::kDense) {
+    throw ConfigError(
+        "prune.statistics: propagated: the pruned model's activations flow on under "
+        "reconstruct.propagation sparse or mixed only");
   }
   recipe.prune.seed = recipe.reconstruct.seed = recipe.calibration.seed;
 }

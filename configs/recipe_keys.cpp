@@ -44,16 +44,19 @@ RecipeKey with_flag(RecipeKey key, std::string flag) {
 
 std::vector<RecipeKey> prune_keys() {
   return {
-      with_flag(make_key("prune", "method",
-                         "how weights are scored: random, magnitude, wanda, ria or sparsegpt",
-                         one_of<PruneMethod>({{"random", PruneMethod::kRandom},
-                                              {"magnitude", PruneMethod::kMagnitude},
-                                              {"wanda", PruneMethod::kWanda},
-                                              {"ria", PruneMethod::kRia},
-                                              {"sparsegpt", PruneMethod::kSparseGpt}},
-                                             {"flap", "wanda_sp"}),
-                         &Recipe::prune, &PruneOptions::method),
-                "--prune-method"),
+      with_flag(
+          make_key("prune", "method",
+                   "how weights are scored: random, magnitude, wanda, ria or sparsegpt; given: "
+                   "--masks decides",
+                   one_of<PruneMethod>({{"random", PruneMethod::kRandom},
+                                        {"magnitude", PruneMethod::kMagnitude},
+                                        {"wanda", PruneMethod::kWanda},
+                                        {"ria", PruneMethod::kRia},
+                                        {"sparsegpt", PruneMethod::kSparseGpt},
+                                        {"given", PruneMethod::kGiven}},
+                                       {"flap", "wanda_sp"}),
+                   &Recipe::prune, &PruneOptions::method),
+          "--prune-method"),
       make_key("prune", "sparsity",
                "fraction of the targeted weights that become zero; follows from N:M",
                real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
@@ -74,26 +77,40 @@ std::vector<RecipeKey> prune_keys() {
                                    {"row", Comparison::kRow},
                                    {"matrix", Comparison::kMatrix}}),
                &Recipe::prune, &PruneOptions::comparison),
+      make_key("prune", "statistics",
+               "whose activations scores are taken from: dense, propagated (of the pruned model "
+               "so far), or auto (dense under dense propagation, else propagated)",
+               one_of<StatisticsOf>({{"auto", StatisticsOf::kAuto},
+                                     {"dense", StatisticsOf::kDense},
+                                     {"propagated", StatisticsOf::kPropagated}}),
+               &Recipe::prune, &PruneOptions::statistics),
       as_list(make_key("prune", "targets",
                        "linears to prune, by name or re: pattern; none means all of the blocks",
                        name_list(), &Recipe::prune, &PruneOptions::targets)),
       as_list(make_key("prune", "ignore", "linears to leave alone, by name or re: pattern",
                        name_list(), &Recipe::prune, &PruneOptions::ignore)),
+      make_key("prune", "masks",
+               "a directory whose masks decide instead of scores: bitmasks of an earlier run, or "
+               "any checkpoint of this shape, by its zeros",
+               path_text(), &Recipe::prune, &PruneOptions::masks),
+      make_key("prune", "export_masks", "write the masks beside the checkpoint, as bitmasks",
+               true_or_false(), &Recipe::prune, &PruneOptions::export_masks),
   };
 }
 
 std::vector<RecipeKey> reconstruct_keys() {
   return {
       make_key("reconstruct", "window",
-               "what is reconstructed at once: half-block, block, or none (prune only)",
-               one_of<WindowKind>({{"none", WindowKind::kNone},
-                                   {"half-block", WindowKind::kHalfBlock},
-                                   {"block", WindowKind::kBlock}},
-                                  {"matrix"}),
-               &Recipe::reconstruct, &ReconstructOptions::window),
+               "what is reconstructed at once: matrix, half-block, block, a number of blocks, or "
+               "none (prune only)",
+               window_form(), &Recipe::reconstruct, &ReconstructOptions::window),
       make_key("reconstruct", "propagation",
-               "whose activations flow on: dense (those of the dense model)",
-               one_of<Propagation>({{"dense", Propagation::kDense}}, {"sparse", "mixed"}),
+               "whose activations enter a window and are compared with: dense (the dense model's), "
+               "sparse (the pruned model's, the dense window's on them), or mixed (the pruned "
+               "model's, the dense model's)",
+               one_of<Propagation>({{"dense", Propagation::kDense},
+                                    {"sparse", Propagation::kSparse},
+                                    {"mixed", Propagation::kMixed}}),
                &Recipe::reconstruct, &ReconstructOptions::propagation),
       make_key("reconstruct", "loss",
                "distance to the dense window's output: mse, mse_normalized (by the target token's "

@@ -167,6 +167,30 @@ ValueForm<SparsityPattern> sparsity_pattern() {
   return {read_pattern, print};
 }
 
+ValueForm<Window> window_form() {
+  static const std::vector<std::pair<std::string, WindowKind>> kWords = {
+      {"none", WindowKind::kNone},
+      {"matrix", WindowKind::kMatrix},
+      {"half-block", WindowKind::kHalfBlock},
+      {"block", WindowKind::kBlock}};
+  auto read = [](const std::string& text) {
+    for (const auto& [word, kind] : kWords) {
+      if (word == text) return Window{kind};
+    }
+    const std::optional<int> blocks = whole_text<int>(text);
+    if (blocks && *blocks >= 1) return Window{WindowKind::kBlock, *blocks};
+    throw wrong(text, "one of none, matrix, half-block, block, or a number of blocks, at least 1");
+  };
+  auto print = [](const Window& window) {
+    if (window.blocks > 1) return fmt::format("{}", window.blocks);
+    for (const auto& [word, kind] : kWords) {
+      if (kind == window.kind) return word;
+    }
+    throw std::logic_error("a window without a word");
+  };
+  return {read, print};
+}
+
 ValueForm<std::string> device_name() {
   auto read = [](const std::string& text) {
     static const std::regex kForm("auto|cpu|cuda:[0-9]{1,3}");
@@ -174,6 +198,11 @@ ValueForm<std::string> device_name() {
     return text;
   };
   return {read, [](const std::string& name) { return name; }};
+}
+
+ValueForm<std::string> path_text() {
+  const auto as_it_is = [](const std::string& text) { return text; };
+  return {as_it_is, as_it_is};
 }
 
 ValueForm<uint64_t> byte_budget() {

@@ -10,6 +10,7 @@
 
 #include "configs/errors.h"
 #include "stages/prune_options.h"
+#include "stages/reconstruct_options.h"
 
 namespace coppice {
 
@@ -28,8 +29,12 @@ ValueForm<double> real_number(std::function<bool(double)> is_right, const std::s
 ValueForm<bool> true_or_false();
 /// "unstructured", or "N:M" with 1 ≤ N < M ≤ 64.
 ValueForm<SparsityPattern> sparsity_pattern();
+/// "none", "matrix", "half-block", "block" (also "1"), or how many blocks.
+ValueForm<Window> window_form();
 /// "auto", "cpu", or a kind and its number.
 ValueForm<std::string> device_name();
+/// A path, or nothing.
+ValueForm<std::string> path_text();
 /// As parse_bytes; 0 is written "auto".
 ValueForm<uint64_t> byte_budget();
 /// As parse_bytes, without "auto": a positive multiple of `unit`.

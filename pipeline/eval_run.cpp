@@ -122,14 +122,14 @@ class EvalRun {
     work.num_spans = int(spans_.size());
     work.plan = [this](GraphSpan& span) {
       const PassSpan& what = spans_[size_t(span.index)];
-      plan_span(span, what.pass->model(), what.pass->spans(), what.span);
+      plan_span(span, what.pass->spans(), what.span);
       if (what.pass == reference_pass_.get()) span.name = "reference: " + span.name;
     };
     work.forward = [this](GraphSpan& span) { forward(span); };
     uint64_t slot_bytes = pass_->spans().slot_bytes();
     if (reference_pass_) slot_bytes = std::max(slot_bytes, reference_pass_->spans().slot_bytes());
-    machine_.read_often(model_.checkpoint.files());
-    if (reference_) machine_.read_often(reference_->checkpoint.files());
+    machine_.read_often(pass_->spans().files());
+    if (reference_pass_) machine_.read_often(reference_pass_->spans().files());
     RunSettings settings;
     if (options_.resources.prefetch_blocks > 0) settings.slots = options_.resources.prefetch_blocks;
     BlockGraph graph(machine_.graph_options(options_.resources, settings, slot_bytes, 0),

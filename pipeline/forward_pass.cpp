@@ -32,9 +32,8 @@ ForwardPass::ForwardPass(const SourceModel& model, const TokenWindows& tokens, M
 
 std::vector<ModelSpan> ForwardPass::body() const {
   std::vector<ModelSpan> spans = spans_.embed_spans();
-  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
-    spans.push_back(spans_.block_span(block));
-  }
+  const std::vector<ModelSpan> blocks = spans_.block_spans();
+  spans.insert(spans.end(), blocks.begin(), blocks.end());
   return spans;
 }
 
@@ -50,12 +49,12 @@ void ForwardPass::forward(GraphSpan& span) {
   WindowJob job{*work.job, work.job->halves, nullptr};
   Calibrate({}).run(job);
   work.job.reset();
-  boundaries_->expire({Stream::kDense, 2 * work.span.block});
+  boundaries_->expire({Stream::kDense, 2 * work.span.first_block});
 }
 
 ActivationSource& ForwardPass::last_hidden() {
   const int last = 2 * int(model_.architecture.num_blocks);
-  if (!last_hidden_) last_hidden_ = boundaries_->inputs({last, last});
+  if (!last_hidden_) last_hidden_ = boundaries_->source({Stream::kDense, last});
   return *last_hidden_;
 }
 

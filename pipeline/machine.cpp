@@ -57,9 +57,9 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunS
   return options;
 }
 
-void Machine::read_often(std::span<const std::unique_ptr<ReadFile>> files) {
+void Machine::read_often(std::span<const ReadFile* const> files) {
   LongLived shards;
-  for (const auto& file : files) shards.files.push_back(file.get());
+  shards.files.assign(files.begin(), files.end());
   registrations_.push_back(engine_->register_long_lived(shards));
 }
 

@@ -35,7 +35,7 @@ class Machine {
   GraphOptions graph_options(const ResourceOptions& resources, const RunSettings& settings,
                              uint64_t slot_bytes, uint64_t output_bytes);
   /// Prepares the engine for many reads of these files, which outlive the machine.
-  void read_often(std::span<const std::unique_ptr<ReadFile>> files);
+  void read_often(std::span<const ReadFile* const> files);
 
  private:
   RunMeters meters_;

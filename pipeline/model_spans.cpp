@@ -23,11 +23,22 @@ ReadPlanOptions row_options() {
 
 }  // namespace
 
-ModelSpans::ModelSpans(const SourceModel& model, const TokenWindows& tokens)
-    : model_(model), tokens_(tokens), file_bytes_(model.checkpoint.file_bytes()) {
+ModelSpans::ModelSpans(const SourceModel& model, const TokenWindows& tokens, int blocks_per_span,
+                       const MaskSource* masks)
+    : model_(model),
+      tokens_(tokens),
+      blocks_per_span_(blocks_per_span),
+      masks_(masks),
+      file_bytes_(model.checkpoint.file_bytes()) {
+  for (const auto& file : model.checkpoint.files()) files_.push_back(file.get());
+  if (masks != nullptr) {
+    const std::vector<uint64_t> more = masks->checkpoint().file_bytes();
+    file_bytes_.insert(file_bytes_.end(), more.begin(), more.end());
+    for (const auto& file : masks->checkpoint().files()) files_.push_back(file.get());
+  }
   slot_bytes_ = kSmallestSlot;
-  for (int block = 0; block < model.architecture.num_blocks; ++block) {
-    slot_bytes_ = std::max(slot_bytes_, block_reads(block).plan.slot_bytes);
+  for (const ModelSpan& span : block_spans()) {
+    slot_bytes_ = std::max(slot_bytes_, reads_of(span).plan.slot_bytes);
   }
   slot_bytes_ = std::max(slot_bytes_, largest_embed_read(tokens.seqlen));
 }
@@ -59,14 +70,27 @@ std::vector<ModelSpan> ModelSpans::embed_spans() const {
       ++last;
     }
     spans.push_back({SpanKind::kEmbed, fmt::format("embedding of windows {}-{}", first, last - 1),
-                     0, first, last});
+                     0, 0, first, last});
     first = last;
   }
   return spans;
 }
 
-ModelSpan ModelSpans::block_span(int block) const {
-  return {SpanKind::kBlock, fmt::format("block {}", block), block, 0, 0};
+std::vector<ModelSpan> ModelSpans::block_spans() const {
+  const auto num_blocks = int(model_.architecture.num_blocks);
+  std::vector<ModelSpan> spans;
+  for (int first = 0; first < num_blocks; first += blocks_per_span_) {
+    spans.push_back(span_of_block(first));
+  }
+  return spans;
+}
+
+ModelSpan ModelSpans::span_of_block(int block) const {
+  const int first = block / blocks_per_span_ * blocks_per_span_;
+  const int last = std::min(first + blocks_per_span_, int(model_.architecture.num_blocks));
+  const std::string name = last - first == 1 ? fmt::format("block {}", first)
+                                             : fmt::format("blocks {}-{}", first, last - 1);
+  return {SpanKind::kBlock, name, first, last};
 }
 
 int64_t ModelSpans::head_rows_per_span() const {
@@ -83,7 +107,7 @@ std::vector<ModelSpan> ModelSpans::head_spans(int64_t rows_per_span) const {
   for (int64_t first = 0; first < vocab; first += rows_per_span) {
     const int64_t last = std::min(first + rows_per_span, vocab);
     spans.push_back(
-        {SpanKind::kHead, fmt::format("head rows {}-{}", first, last - 1), 0, first, last});
+        {SpanKind::kHead, fmt::format("head rows {}-{}", first, last - 1), 0, 0, first, last});
   }
   return spans;
 }
@@ -93,19 +117,31 @@ SpanReads ModelSpans::reads_of(const ModelSpan& span) const {
     case SpanKind::kEmbed:
       return embed_reads(span.first, span.last);
     case SpanKind::kBlock:
-      return block_reads(span.block);
+      return block_reads(span.first_block, span.last_block);
     case SpanKind::kHead:
       return head_reads(span.first, span.last);
   }
   return {};
 }
 
-SpanReads ModelSpans::block_reads(int block) const {
+SpanReads ModelSpans::block_reads(int first_block, int last_block) const {
   SpanReads reads;
   std::vector<Extent> wanted;
-  for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
-    reads.placement_of[tensor.name] = wanted.size();
-    wanted.push_back(model_.checkpoint.extent(tensor.name));
+  for (int block = first_block; block < last_block; ++block) {
+    for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
+      reads.placement_of[tensor.name] = wanted.size();
+      wanted.push_back(model_.checkpoint.extent(tensor.name));
+    }
+    if (masks_ == nullptr) continue;
+    for (const LinearSpec& linear : model_.architecture.linears) {
+      const std::string name = in_block(model_.architecture, block, linear.name);
+      const std::string mask = masks_->tensor_for(name);
+      if (mask.empty()) continue;
+      Extent extent = masks_->checkpoint().extent(mask);
+      extent.file += uint32_t(model_.checkpoint.files().size());
+      reads.mask_placement_of[name] = wanted.size();
+      wanted.push_back(extent);
+    }
   }
   reads.plan = plan_reads(wanted, file_bytes_);
   return reads;

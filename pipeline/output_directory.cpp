@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pipeline/mask_source.h"  // bitmask_name
+
 namespace coppice {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Of shards side by side in memory, as direct writes like it.
+uint64_t aligned(uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 // Weights in any form and our own files are made anew; everything else beside them is copied.
 bool is_side_file(const fs::path& path) {
@@ -48,12 +53,21 @@ std::vector<std::string> OutputDirectory::outer_names() const {
   return names;
 }
 
-uint64_t OutputDirectory::largest_image_bytes() const {
+uint64_t OutputDirectory::largest_image_bytes(int num_blocks) const {
   uint64_t largest = 0;
   for (int block = 0; block < model_.architecture.num_blocks; ++block) {
     largest = std::max(largest, ShardImage::bytes_needed(block_specs(block)));
   }
-  return largest;
+  return uint64_t(num_blocks - 1) * aligned(largest) + largest;
+}
+
+std::span<std::byte> OutputDirectory::part_of(std::span<std::byte> memory, int first_block,
+                                              int block) const {
+  uint64_t offset = 0;
+  for (int before = first_block; before < block; ++before) {
+    offset += aligned(ShardImage::bytes_needed(block_specs(before)));
+  }
+  return memory.subspan(offset, ShardImage::bytes_needed(block_specs(block)));
 }
 
 uint64_t OutputDirectory::total_bytes() const {
@@ -75,12 +89,11 @@ std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> m
   return places;
 }
 
-std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory,
+std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory, int block,
                                                            const GraphSpan& span,
                                                            const Variant& variant,
                                                            const Device& device) const {
-  const auto* work = static_cast<const SpanWork*>(span.work.get());
-  const std::vector<TensorSpec> specs = block_specs(work->span.block);
+  const std::vector<TensorSpec> specs = block_specs(block);
   const ShardImage image(memory, specs);
   for (const TensorSpec& spec : specs) {
     const auto adapted = variant.adapted.find(spec.name);
@@ -93,6 +106,47 @@ std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> 
 
 FileRecord OutputDirectory::write_block(int block, std::span<const std::byte> image) const {
   return write_shard(path_ / block_shard(block), image);
+}
+
+std::vector<std::byte> OutputDirectory::assemble_masks(int block, const Variant& variant) const {
+  const std::string prefix = in_block(model_.architecture, block, "");
+  std::vector<TensorSpec> specs;
+  for (const auto& [weight, bits] : variant.bitmasks) {
+    if (!weight.starts_with(prefix)) continue;
+    specs.push_back({bitmask_name(weight), "U8", bits.sizes().vec()});
+  }
+  if (specs.empty()) return {};
+  std::vector<std::byte> memory(ShardImage::bytes_needed(specs));
+  const ShardImage image(memory, specs);
+  for (const auto& [weight, bits] : variant.bitmasks) {
+    if (weight.starts_with(prefix)) copy_bytes(bits, image.tensor(bitmask_name(weight)));
+  }
+  return memory;
+}
+
+fs::path OutputDirectory::masks_shard(int block) const {
+  return path_ / "masks" / shard_name(block, int(model_.architecture.num_blocks));
+}
+
+FileRecord OutputDirectory::write_masks(int block, std::span<const std::byte> image) const {
+  if (fs::create_directories(path_ / "masks")) sync_directory(path_);
+  FileRecord file = write_shard(masks_shard(block), image);
+  file.name = "masks/" + file.name;
+  return file;
+}
+
+void OutputDirectory::write_masks_index() const {
+  std::map<std::string, std::string> shard_of_tensor;
+  uint64_t bytes = 0;
+  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+    const fs::path shard = masks_shard(block);
+    if (!fs::exists(shard)) continue;  // a block without targets
+    for (const TensorInfo& tensor : read_safetensors_header(shard).tensors) {
+      shard_of_tensor[tensor.name] = shard.filename();
+      bytes += tensor.bytes;
+    }
+  }
+  coppice::write_index(path_ / "masks", shard_of_tensor, bytes);
 }
 
 FileRecord OutputDirectory::write_outer() const {

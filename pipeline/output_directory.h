@@ -24,8 +24,10 @@ class OutputDirectory {
   std::string block_shard(int block) const { return shard_name(1 + block, num_shards()); }
   int num_shards() const { return int(model_.architecture.num_blocks) + 1; }
 
-  /// Memory for the largest block's shard.
-  uint64_t largest_image_bytes() const;
+  /// Memory for the shards of so many blocks side by side, wherever they are.
+  uint64_t largest_image_bytes(int num_blocks = 1) const;
+  /// Where in the memory of a span, whose blocks start with `first_block`, a block's shard goes.
+  std::span<std::byte> part_of(std::span<std::byte> memory, int first_block, int block) const;
   /// Bytes the finished directory takes, near enough to ask the disk for.
   uint64_t total_bytes() const;
 
@@ -35,12 +37,21 @@ class OutputDirectory {
   std::map<std::string, at::Tensor> places(std::span<std::byte> memory, int block,
                                            const Device& device) const;
 
-  /// Completes a block's shard in `memory`: adapted tensors from `variant` (those that lie there
-  /// already stay), all others byte for byte from the span's slot. On the device's thread. Returns
-  /// the image.
-  std::span<const std::byte> assemble_block(std::span<std::byte> memory, const GraphSpan& span,
-                                            const Variant& variant, const Device& device) const;
+  /// Completes a block's shard in its part of `memory`: adapted tensors from `variant` (those that
+  /// lie there already stay), all others byte for byte from the span's slot. On the device's
+  /// thread. Returns the image.
+  std::span<const std::byte> assemble_block(std::span<std::byte> memory, int block,
+                                            const GraphSpan& span, const Variant& variant,
+                                            const Device& device) const;
   FileRecord write_block(int block, std::span<const std::byte> image) const;
+
+  /// A shard of the variant's bitmasks of the block, "<weight>.bitmask", in memory of its own;
+  /// empty where there are none. On the device's thread.
+  std::vector<std::byte> assemble_masks(int block, const Variant& variant) const;
+  /// Its name is that below the output directory.
+  FileRecord write_masks(int block, std::span<const std::byte> image) const;
+  /// From the shards that are there: from here on `masks` is read like a checkpoint.
+  void write_masks_index() const;
 
   /// Everything outside the blocks, and what nobody knows, unchanged.
   FileRecord write_outer() const;
@@ -54,6 +65,7 @@ class OutputDirectory {
  private:
   std::vector<TensorSpec> block_specs(int block) const;
   std::vector<std::string> outer_names() const;
+  std::filesystem::path masks_shard(int block) const;
 
   std::filesystem::path path_;
   const SourceModel& model_;

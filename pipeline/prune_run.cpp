@@ -22,6 +22,7 @@
 #include "pipeline/telemetry/run_report.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
+#include "stages/propagation.h"
 #include "stages/stage_table.h"
 
 namespace coppice {
@@ -58,29 +59,33 @@ class PruneRun {
   RunResult execute();
 
  private:
+  // What an adapted block hands from the device's thread to the store's.
+  struct Adapted {
+    int block = 0;
+    std::span<const std::byte> image;
+    std::vector<std::byte> masks;  // the image of theirs; empty: none are asked for
+    json report;
+    std::vector<FileRecord> files = {};
+  };
+
   Fingerprint fingerprint() const;
   CacheOptions cache_options();
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
   void choose_spans();
   bool is_unwanted(Boundary boundary) const;
-  bool to_adapt(const ModelSpan& span) const {
-    return span.kind == SpanKind::kBlock && !state_->has_block(span.block);
-  }
+  bool is_recorded(const ModelSpan& span) const;
+  bool is_to_adapt(const ModelSpan& span) const;
+  bool can_start_at(const ModelSpan& span) const;
   GraphResult stream();
   void run_stage(const Stage& stage, WindowJob& job);
   void forward(GraphSpan& span);
   void adapt(GraphSpan& span);
   void store(GraphSpan& span);
-  void expire_before(int half);
+  std::vector<FileRecord> write_block(const Adapted& block, const std::string& span);
+  void expire(int half);
   json finish();
   json report_head() const;
-
-  // What an adapted block hands from the device's thread to the store's.
-  struct Adapted {
-    std::span<const std::byte> image;
-    json report;
-  };
 
   const PruneRunOptions& options_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -89,6 +94,7 @@ class PruneRun {
   SourceModel model_;
   std::unique_ptr<Trace> trace_;  // null: not wanted
   TokenWindows tokens_;
+  std::unique_ptr<MaskSource> masks_;  // null: scores decide
   Machine machine_;
   ModelSpans planner_;
   OutputDirectory output_;
@@ -101,7 +107,8 @@ class PruneRun {
   std::unique_ptr<CachedBoundaries> boundaries_;
   std::unique_ptr<ActivationSink> embedding_;  // open while the embedding's spans pass
   std::vector<ModelSpan> spans_;
-  std::map<int, Adapted> adapted_;  // by block; device's thread puts, store's thread takes
+  // By the span's first block; device's thread puts, store's thread takes.
+  std::map<int, std::vector<Adapted>> adapted_;
   std::mutex adapted_mutex_;
   std::string at_work_;
   int windows_read_ = 0;
@@ -119,20 +126,23 @@ PruneRun::PruneRun(const PruneRunOptions& options)
                check_output_directory(options.output, options.work),
                calibration_windows({options.dataset, options.model, options.work / "tokens"},
                                    options.recipe.calibration, model_.architecture))),
+      masks_(open_masks(options.recipe.prune)),
       machine_(
           options.recipe.resources, [this](const std::string& line) { progress_.note(line); },
           trace_.get()),
-      planner_(model_, tokens_),
+      planner_(model_, tokens_, options.recipe.reconstruct.window.blocks, masks_.get()),
       output_(options.output, model_),
       space_({.patience = std::chrono::seconds(options.recipe.resources.disk_wait_seconds),
               .note = [this](const std::string& line) { progress_.note(line); },
               .stopped = InterruptGuard::requested}),
       compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
   check_against_model(options.recipe, model_.architecture, tokens_);
+  if (masks_) masks_->check(model_.architecture);
 }
 
 Fingerprint PruneRun::fingerprint() const {
   Fingerprint print = fingerprint_checkpoint(model_.checkpoint);
+  if (masks_) print["masks"] = fingerprint_shards(masks_->checkpoint());
   for (const RecipeKey& key : recipe_keys()) {
     if (key.changes_output) print["recipe." + key.path()] = key.get(options_.recipe);
   }
@@ -161,52 +171,78 @@ CacheOptions PruneRun::cache_options() {
   return options;
 }
 
-// Odd boundaries are only targets of half-blocks; the last one is only a target.
-bool PruneRun::is_unwanted(Boundary boundary) const {
-  const WindowKind window = options_.recipe.reconstruct.window;
-  if (boundary.half == 0) return false;
-  const int block = (boundary.half - 1) / 2;
-  if (boundary.half % 2 == 1) {
-    return window != WindowKind::kHalfBlock || plan_.settings.recompute_targets ||
-           state_->has_block(block);
+bool PruneRun::is_recorded(const ModelSpan& span) const {
+  for (int block = span.first_block; block < span.last_block; ++block) {
+    if (!state_->has_block(block)) return false;
   }
-  return block + 1 == model_.architecture.num_blocks &&
-         (window == WindowKind::kNone || state_->has_block(block));
+  return true;
 }
 
-// From the first block without a record, or from the last boundary before it that is still there.
+// A recorded block whose hidden states are gone only hands on the dense ones; what an adapted
+// prefix hands on needs the adapted weights, which are made again, the same.
+bool PruneRun::is_to_adapt(const ModelSpan& span) const {
+  return span.kind == SpanKind::kBlock &&
+         (propagates(options_.recipe.reconstruct) || !is_recorded(span));
+}
+
+// The next span starts from what leaves a span, in every stream there is; all else is for the
+// windows of the span itself.
+bool PruneRun::is_unwanted(Boundary boundary) const {
+  const ReconstructOptions& options = options_.recipe.reconstruct;
+  const WindowKind window = options.window.kind;
+  if (boundary.half == 0) return false;
+  const ModelSpan span = planner_.span_of_block((boundary.half - 1) / 2);
+  const bool is_last = boundary.half == 2 * model_.architecture.num_blocks;
+  const bool leaves_span = boundary.half == 2 * span.last_block;
+  if (leaves_span && !is_last) return false;
+  if (boundary.stream == Stream::kPropagated) return is_last || window == WindowKind::kBlock;
+  if (options.propagation == Propagation::kSparse || !is_to_adapt(span)) return true;
+  if (leaves_span) return window == WindowKind::kNone || window == WindowKind::kMatrix;
+  return plan_.settings.recompute_targets || !has_windows_inside_blocks(options.window);
+}
+
+bool PruneRun::can_start_at(const ModelSpan& span) const {
+  const int half = 2 * span.first_block;
+  const auto has = [&](Stream stream) { return state_->has_boundary(entering(stream, half)); };
+  return (!forward_stage_ || has(Stream::kDense)) &&
+         (!propagates(options_.recipe.reconstruct) || has(Stream::kPropagated));
+}
+
+// From the first span without a record, or from the last one before it whose inputs are there.
 void PruneRun::choose_spans() {
-  const int num_blocks = int(model_.architecture.num_blocks);
-  int first = 0;
-  while (first < num_blocks && state_->has_block(first)) ++first;
-  if (first == num_blocks) return;
-  while (first > 0 && !state_->has_boundary({Stream::kDense, 2 * first})) --first;
-  if (!state_->has_boundary({Stream::kDense, 2 * first})) spans_ = planner_.embed_spans();
-  for (int block = first; block < num_blocks; ++block) spans_.push_back(planner_.block_span(block));
-  expire_before(2 * first);
+  const std::vector<ModelSpan> blocks = planner_.block_spans();
+  auto first = std::find_if(blocks.begin(), blocks.end(),
+                            [this](const ModelSpan& span) { return !is_recorded(span); });
+  if (first == blocks.end()) return;
+  while (first != blocks.begin() && !can_start_at(*first)) --first;
+  if (!can_start_at(*first)) spans_ = planner_.embed_spans();
+  spans_.insert(spans_.end(), first, blocks.end());
+  for (int half = 0; half < 2 * first->first_block; ++half) expire(half);
 }
 
-void PruneRun::expire_before(int half) {
-  for (int i = 0; i < half; ++i) boundaries_->expire({Stream::kDense, i});
+void PruneRun::expire(int half) {
+  boundaries_->expire({Stream::kDense, half});
+  boundaries_->expire({Stream::kPropagated, half});
 }
 
 GraphResult PruneRun::stream() {
   if (spans_.empty()) return {};  // every block is there: only the end was missing
   GraphWork work;
   work.num_spans = int(spans_.size());
-  work.plan = [this](GraphSpan& span) {
-    plan_span(span, model_, planner_, spans_[size_t(span.index)]);
-  };
+  work.plan = [this](GraphSpan& span) { plan_span(span, planner_, spans_[size_t(span.index)]); };
   work.forward = [this](GraphSpan& span) { forward(span); };
   work.adapt = [this](GraphSpan& span) { adapt(span); };
   work.store = [this](GraphSpan& span) { store(span); };
-  machine_.read_often(model_.checkpoint.files());
-  BlockGraph graph(machine_.graph_options(options_.recipe.resources, plan_.settings,
-                                          planner_.slot_bytes(), output_.largest_image_bytes()),
-                   std::move(work), machine_.engine(), machine_.device().executor(),
-                   machine_.store_thread());
-  progress_.expect(int(std::count_if(spans_.begin(), spans_.end(),
-                                     [this](const ModelSpan& span) { return to_adapt(span); })));
+  machine_.read_often(planner_.files());
+  BlockGraph graph(
+      machine_.graph_options(options_.recipe.resources, plan_.settings, planner_.slot_bytes(),
+                             output_.largest_image_bytes(planner_.blocks_per_span())),
+      std::move(work), machine_.engine(), machine_.device().executor(), machine_.store_thread());
+  int num_blocks = 0;
+  for (const ModelSpan& span : spans_) {
+    if (is_to_adapt(span)) num_blocks += span.last_block - span.first_block;
+  }
+  progress_.expect(num_blocks);
   const InterruptGuard guard(graph);
   try {
     return graph.run();
@@ -248,16 +284,18 @@ void PruneRun::forward(GraphSpan& span) {
     return;
   }
   std::vector<Variant> variants;
-  if (to_adapt(what)) {
+  if (is_to_adapt(what)) {
     Variant variant;
     variant.prune = options_.recipe.prune;
     variant.reconstruct = options_.recipe.reconstruct;
+    if (masks_) give_masks(span, *masks_, machine_.device(), variant);
     variants.push_back(std::move(variant));
   }
   start_job(span, model_, machine_.device(), rotary_, *boundaries_, std::move(variants),
             plan_.settings.recompute_targets ? Targets::kRecomputed : Targets::kCached);
   WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
-  run_stage(to_adapt(what) ? *forward_stage_ : *forward_only_, job);
+  const std::unique_ptr<Stage>& stage = is_to_adapt(what) ? forward_stage_ : forward_only_;
+  if (stage) run_stage(*stage, job);
 }
 
 void PruneRun::adapt(GraphSpan& span) {
@@ -268,52 +306,75 @@ void PruneRun::adapt(GraphSpan& span) {
   const ActivationWaits waits(machine_.meters(), work.waited_for_activations);
   SpanJob& job = *work.job;
   for (Variant& variant : job.variants) {
-    variant.places = output_.places(span.output, work.span.block, machine_.device());
+    for (int block = work.span.first_block; block < work.span.last_block; ++block) {
+      variant.places.merge(output_.places(
+          output_.part_of(span.output, work.span.first_block, block), block, machine_.device()));
+    }
     for (const HalfRange& window : windows_of(job.halves, options_.recipe.reconstruct.window)) {
       WindowJob window_job{job, window, &variant};
       for (const auto& stage : adapt_stages_) run_stage(*stage, window_job);
       variant.masks.clear();
     }
-    Adapted adapted{output_.assemble_block(span.output, span, variant, machine_.device()),
-                    block_report(work.span.block, variant)};
+    std::vector<Adapted> blocks;
+    for (int block = work.span.first_block; block < work.span.last_block; ++block) {
+      const auto part = output_.part_of(span.output, work.span.first_block, block);
+      blocks.push_back({block,
+                        output_.assemble_block(part, block, span, variant, machine_.device()),
+                        output_.assemble_masks(block, variant),
+                        block_report(block, in_block(model_.architecture, block, ""), variant)});
+    }
     std::lock_guard lock(adapted_mutex_);
-    adapted_[work.span.block] = std::move(adapted);
+    adapted_[work.span.first_block] = std::move(blocks);
   }
+  const HalfRange halves = work.job->halves;
   work.job.reset();
-  boundaries_->expire({Stream::kDense, 2 * work.span.block + 1});  // made again with its block
-  boundaries_->forget(
-      {Stream::kDense, 2 * work.span.block});  // on disk until the block is recorded
+  for (int half = halves.first + 1; half < halves.last; ++half) expire(half);  // made again with it
+  for (const Stream stream : {Stream::kDense, Stream::kPropagated}) {
+    boundaries_->forget({stream, halves.first});  // on disk until the span is recorded
+  }
 }
 
 void PruneRun::store(GraphSpan& span) {
-  if (work_of(span).span.kind != SpanKind::kBlock) return;
-  const int block = work_of(span).span.block;
-  const Boundary input{Stream::kDense, 2 * block}, next{Stream::kDense, 2 * block + 2};
+  const ModelSpan& what = work_of(span).span;
+  if (what.kind != SpanKind::kBlock) return;
   std::unique_lock lock(adapted_mutex_);
-  auto adapted = adapted_.extract(block);
+  auto adapted = adapted_.extract(what.first_block);
   lock.unlock();
-  if (adapted.empty()) {  // recorded by an earlier process: only the hidden states were missing
-    if (!is_unwanted(next)) boundaries_->wait_durable(next);
-    boundaries_->expire(input);
-    return;
+  if (!adapted.empty()) {
+    for (Adapted& block : adapted.mapped()) block.files = write_block(block, span.name);
   }
-  FileRecord file;
-  space_.with_room(options_.output, adapted.mapped().image.size(), [&] {
-    const Stopwatch busy(machine_.meters().writes);
-    const TraceSlice slice(trace_.get(), Track::kShardWrites, span.name);
-    file = output_.write_block(block, adapted.mapped().image);
-  });
-  machine_.meters().writes.add_bytes(file.bytes);
-  // The block's record lets its input go, so what the next block reads must be there first.
+  // A record lets the span's input go, so what the next span reads must be there first.
   // A file that could not be synced must not go unheard, though its windows were read from memory.
-  boundaries_->wait_durable(input);
-  if (!is_unwanted(next)) boundaries_->wait_durable(next);
-  json& report = adapted.mapped().report;
-  report.update(
-      waits_report(span.times, work_of(span).waited_for_activations, SpanTimes::Clock::now()));
-  space_.with_room(options_.work, 0, [&] { state_->record_block(block, file, report); });
-  boundaries_->expire(input);
-  progress_.done(block_line(report, int(model_.architecture.num_blocks)));
+  for (const Stream stream : {Stream::kDense, Stream::kPropagated}) {
+    boundaries_->wait_durable({stream, 2 * what.first_block});
+    const Boundary next{stream, 2 * what.last_block};
+    if (!is_unwanted(next)) boundaries_->wait_durable(next);
+  }
+  // Else recorded by an earlier process: only the hidden states were missing.
+  if (!adapted.empty()) {
+    for (Adapted& block : adapted.mapped()) {
+      if (block.block == what.first_block) {
+        block.report.update(waits_report(span.times, work_of(span).waited_for_activations,
+                                         SpanTimes::Clock::now()));
+      }
+      space_.with_room(options_.work, 0,
+                       [&] { state_->record_block(block.block, block.files, block.report); });
+      progress_.done(block_line(block.report, int(model_.architecture.num_blocks)));
+    }
+  }
+  expire(2 * what.first_block);
+}
+
+std::vector<FileRecord> PruneRun::write_block(const Adapted& block, const std::string& span) {
+  std::vector<FileRecord> files;
+  space_.with_room(options_.output, block.image.size() + block.masks.size(), [&] {
+    const Stopwatch busy(machine_.meters().writes);
+    const TraceSlice slice(trace_.get(), Track::kShardWrites, span);
+    files = {output_.write_block(block.block, block.image)};
+    if (!block.masks.empty()) files.push_back(output_.write_masks(block.block, block.masks));
+  });
+  for (const FileRecord& file : files) machine_.meters().writes.add_bytes(file.bytes);
+  return files;
 }
 
 json PruneRun::report_head() const {
@@ -367,11 +428,14 @@ json PruneRun::finish() {
   write_file(options_.output / "coppice_layers.csv", layers_csv(state_->block_reports()));
   write_file(options_.output / "coppice_report.json", report.dump(2) + "\n");
   write_file(options_.work / "coppice_report.json", report.dump(2) + "\n");
+  if (options_.recipe.prune.export_masks) output_.write_masks_index();
   output_.write_index();
   state_->record_finished();
   boundaries_.reset();
   for (int half = 0; half <= 2 * int(model_.architecture.num_blocks); ++half) {
-    fs::remove(options_.work / (to_string({Stream::kDense, half}) + ".h5"));
+    for (const Stream stream : {Stream::kDense, Stream::kPropagated}) {
+      fs::remove(options_.work / (to_string({stream, half}) + ".h5"));
+    }
   }
   fs::remove_all(options_.work / "tokens");
   return report;

@@ -5,25 +5,21 @@
 namespace coppice {
 namespace {
 
-bool is_inside_a_block(int half) { return half % 2 == 1; }
+bool is_recomputed(Boundary boundary) {
+  return boundary.stream == Stream::kDense && boundary.half % 2 == 1;  // inside a block
+}
 
 }  // namespace
 
-std::unique_ptr<ActivationSource> RecomputedBoundaries::inside(int half) const {
-  const HalfRange attention{half - 1, half};
-  return std::make_unique<RecomputedSource>(*job_, attention, cached_.inputs(attention));
-}
-
-std::unique_ptr<ActivationSource> RecomputedBoundaries::inputs(HalfRange window) {
-  return is_inside_a_block(window.first) ? inside(window.first) : cached_.inputs(window);
-}
-
-std::unique_ptr<ActivationSource> RecomputedBoundaries::targets(HalfRange window) {
-  return is_inside_a_block(window.last) ? inside(window.last) : cached_.targets(window);
+std::unique_ptr<ActivationSource> RecomputedBoundaries::source(Boundary boundary) {
+  if (!is_recomputed(boundary)) return cached_.source(boundary);
+  const HalfRange attention{boundary.half - 1, boundary.half};
+  return std::make_unique<RecomputedSource>(*job_, attention,
+                                            cached_.source({Stream::kDense, attention.first}));
 }
 
 std::unique_ptr<ActivationSink> RecomputedBoundaries::sink(Boundary boundary) {
-  return is_inside_a_block(boundary.half) ? nullptr : cached_.sink(boundary);
+  return is_recomputed(boundary) ? nullptr : cached_.sink(boundary);
 }
 
 }  // namespace coppice

@@ -38,17 +38,13 @@ class ResidentBoundaries::Sink final : public ActivationSink {
   at::ScalarType stored_;
 };
 
-std::unique_ptr<ActivationSource> ResidentBoundaries::inputs(HalfRange window) {
-  return std::make_unique<Source>(held_.at(window.first), compute_);
-}
-
-std::unique_ptr<ActivationSource> ResidentBoundaries::targets(HalfRange window) {
-  return std::make_unique<Source>(held_.at(window.last), compute_);
+std::unique_ptr<ActivationSource> ResidentBoundaries::source(Boundary boundary) {
+  return std::make_unique<Source>(held_.at(boundary), compute_);
 }
 
 std::unique_ptr<ActivationSink> ResidentBoundaries::sink(Boundary boundary) {
   if (keep_ == Keep::kBetweenBlocks && half_of(boundary.half) == Half::kMlp) return nullptr;
-  Windows& windows = held_[boundary.half];
+  Windows& windows = held_[boundary];
   windows.resize(size_t(windows_));
   return std::make_unique<Sink>(windows, stored_);
 }

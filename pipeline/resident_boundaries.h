@@ -23,8 +23,7 @@ class ResidentBoundaries final : public Boundaries {
       : windows_(windows), stored_(stored), compute_(compute), keep_(keep) {}
 
   /// Throws std::out_of_range for a boundary that nobody wrote.
-  std::unique_ptr<ActivationSource> inputs(HalfRange window) override;
-  std::unique_ptr<ActivationSource> targets(HalfRange window) override;
+  std::unique_ptr<ActivationSource> source(Boundary boundary) override;
   std::unique_ptr<ActivationSink> sink(Boundary boundary) override;
 
  private:
@@ -35,7 +34,7 @@ class ResidentBoundaries final : public Boundaries {
   int windows_;
   at::ScalarType stored_, compute_;
   Keep keep_;
-  std::map<int, Windows> held_;  // by half-block
+  std::map<Boundary, Windows> held_;
 };
 
 }  // namespace coppice

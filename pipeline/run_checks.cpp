@@ -56,6 +56,10 @@ void require_patterns_named(const PruneOptions& prune, const Architecture& archi
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens) {
   require_patterns_named(recipe.prune, architecture);
+  if (recipe.reconstruct.window.blocks > architecture.num_blocks) {
+    throw ConfigError(fmt::format("reconstruct.window: {} blocks: the model has {}",
+                                  recipe.reconstruct.window.blocks, architecture.num_blocks));
+  }
   const size_t given = recipe.prune.block_sparsities.size();
   if (given != 0 && given != size_t(architecture.num_blocks)) {
     throw ConfigError(

@@ -77,7 +77,9 @@ RunState::RunState(const fs::path& work_directory, const fs::path& output_direct
     } else if (record.type == "boundary") {
       if (is_there(work_directory, payload.at("file"))) boundaries_.insert(boundary_of(payload));
     } else if (record.type == "block") {
-      if (is_there(output_directory, payload.at("file"))) {
+      const json& files = payload.at("files");
+      if (std::all_of(files.begin(), files.end(),
+                      [&](const json& file) { return is_there(output_directory, file); })) {
         blocks_[payload.at("block").get<int>()] = payload.at("report");
       }
     } else if (record.type == "done") {
@@ -105,8 +107,10 @@ void RunState::record_boundary(Boundary boundary, const FileRecord& file) {
   boundaries_.insert(boundary);
 }
 
-void RunState::record_block(int block, const FileRecord& file, const json& report) {
-  append("block", {{"block", block}, {"file", as_json(file)}, {"report", report}});
+void RunState::record_block(int block, const std::vector<FileRecord>& files, const json& report) {
+  json records = json::array();
+  for (const FileRecord& file : files) records.push_back(as_json(file));
+  append("block", {{"block", block}, {"files", records}, {"report", report}});
   std::lock_guard lock(mutex_);
   blocks_[block] = report;
 }

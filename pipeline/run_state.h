@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "stages/span_job.h"
 #include "storage/journal/fingerprint.h"
@@ -48,7 +49,7 @@ class RunState {
   // Each is durable when it returns; any thread.
   void record_outer(const FileRecord& file);
   void record_boundary(Boundary boundary, const FileRecord& file);
-  void record_block(int block, const FileRecord& file, const nlohmann::json& report);
+  void record_block(int block, const std::vector<FileRecord>& files, const nlohmann::json& report);
   void record_finished();
 
  private:

@@ -7,14 +7,13 @@ namespace coppice {
 
 SpanWork& work_of(GraphSpan& span) { return *static_cast<SpanWork*>(span.work.get()); }
 
-void plan_span(GraphSpan& span, const SourceModel& model, const ModelSpans& spans,
-               const ModelSpan& what) {
+void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what) {
   auto work = std::make_shared<SpanWork>();
   work->span = what;
   span.name = what.name;
   work->reads = spans.reads_of(what);
   span.plan = work->reads.plan;
-  span.files = model.checkpoint.files();
+  span.files = spans.files();
   span.work = work;
 }
 
@@ -40,6 +39,15 @@ at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const De
   if (bytes.size() < info.bytes)
     shape[0] = int64_t(bytes.size() / (info.bytes / uint64_t(shape[0])));
   return device.view(bytes, shape, scalar_type(info.dtype));
+}
+
+void give_masks(const GraphSpan& span, const MaskSource& masks, const Device& device,
+                Variant& variant) {
+  for (const auto& [linear, index] : reads_of(span).mask_placement_of) {
+    const TensorInfo& info = masks.checkpoint().tensor(masks.tensor_for(linear));
+    const at::ScalarType dtype = info.dtype == "U8" ? at::kByte : scalar_type(info.dtype);
+    variant.given_masks[linear + ".weight"] = device.view(placed(span, index), info.shape, dtype);
+  }
 }
 
 void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
@@ -71,14 +79,17 @@ void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
   if (targets == Targets::kRecomputed) {
     work.recomputed = std::make_unique<RecomputedBoundaries>(boundaries);
   }
-  const int block = work.span.block;
   const auto tensor = [&](const std::string& name) {
     return slot_tensor(span, model, device, name);
   };
+  std::vector<BlockWeights> dense;
+  for (int block = work.span.first_block; block < work.span.last_block; ++block) {
+    dense.push_back(gather_block(model.architecture, block, tensor));
+  }
   work.job = std::unique_ptr<SpanJob>(
-      new SpanJob{.halves = {2 * block, 2 * block + 2},
+      new SpanJob{.halves = {2 * work.span.first_block, 2 * work.span.last_block},
                   .architecture = model.architecture,
-                  .dense = gather_block(model.architecture, block, tensor),
+                  .dense = std::move(dense),
                   .compute = device.compute_dtype(scalar_type(model.architecture.dtype)),
                   .rotary = rotary,
                   .boundaries = work.recomputed ? *work.recomputed : boundaries,

@@ -22,16 +22,18 @@ struct SpanWork {
   double waited_for_activations = 0;                 // seconds, in forward and adapt
 };
 
-/// Prepares a span of the graph: its name, reads and work. `model` is the one `spans` were cut
-/// from.
-void plan_span(GraphSpan& span, const SourceModel& model, const ModelSpans& spans,
-               const ModelSpan& what);
+/// Prepares a span of the graph: its name, reads and work. `spans` outlives it.
+void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what);
 
 SpanWork& work_of(GraphSpan& span);
 
 /// A tensor of the span's slot by name. Valid while the span holds its slot.
 at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const Device& device,
                        const std::string& name);
+
+/// Hands the masks that were read with the span to a variant, as views of the slot.
+void give_masks(const GraphSpan& span, const MaskSource& masks, const Device& device,
+                Variant& variant);
 
 /// Writes x_0 of the span's windows: the rows of the embedding that their tokens ask for.
 void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
@@ -40,7 +42,7 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
 /// Whether hidden states inside a block come from the cache or are made again.
 enum class Targets { kCached, kRecomputed };
 
-/// Makes the SpanJob of a block: its weights are views of the slot.
+/// Makes the SpanJob of a span of blocks: their weights are views of the slot.
 void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
                const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants,
                Targets targets = Targets::kCached);

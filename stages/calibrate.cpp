@@ -52,10 +52,13 @@ std::string output_name(const Architecture& architecture, int half) {
 HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& options) {
   HalfAtWork work;
   work.number = half;
-  work.weights = options.convert == Calibrate::Convert::kAhead
-                     ? converted(span.architecture, span.dense, half_of(half), span.compute)
-                     : span.dense;
-  work.sink = span.boundaries.sink({Stream::kDense, half + 1});
+  work.weights =
+      options.convert == Calibrate::Convert::kAhead
+          ? converted(span.architecture, span.dense_at(half), half_of(half), span.compute)
+          : span.dense_at(half);
+  if (options.stream == Stream::kDense) {
+    work.sink = span.boundaries.sink({Stream::kDense, half + 1});
+  }
   if (options.statistics != Calibrate::Statistics::kNone) {
     work.observe = accumulate(span, half / 2, options.statistics);
     work.observe_held_out = accumulate(span, half / 2, Calibrate::Statistics::kSquares);
@@ -69,7 +72,8 @@ int64_t stored_bytes(const std::string& dtype) { return dtype == "F32" ? 4 : 2; 
 }  // namespace
 
 Products Calibrate::gives() const {
-  Products products = Products::kBoundaries;
+  Products products = Products::kNone;
+  if (options_.stream == Stream::kDense) products = Products::kBoundaries;
   if (options_.statistics != Statistics::kNone) products = products | Products::kStatistics;
   if (options_.statistics == Statistics::kGram) products = products | Products::kGram;
   return products;
@@ -96,7 +100,7 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     const Half kind = half_of(half);
     cost.product_flop += linear_flop(architecture, kind, tokens);
     cost.attention_flop += attention_flop(architecture, kind, tokens, seqlen);
-    cost.bytes_moved += boundary * stored;
+    if (options_.stream == Stream::kDense) cost.bytes_moved += boundary * stored;
     double touched = touched_activations(architecture, kind).forward;
     if (options_.statistics != Statistics::kNone) {  // reads what linears read
       touched += static_cast<double>(architecture.hidden +
@@ -133,12 +137,16 @@ Cost Calibrate::cost(const SpanShape& shape) const {
 void Calibrate::run(WindowJob& job) const {
   const at::NoGradGuard no_graph;
   SpanJob& span = job.span;
-  require_finite(span.architecture, job.halves.first_block(), span.dense);
+  for (int block = job.halves.first_block(); block < job.halves.last_block(); ++block) {
+    require_finite(span.architecture, block, span.dense_at(2 * block));
+  }
+  if (options_.stream == Stream::kPropagated) span.statistics.clear();
   std::vector<HalfAtWork> halves;
   for (int half = job.halves.first; half < job.halves.last; ++half) {
     halves.push_back(put_to_work(span, half, options_));
   }
-  const std::unique_ptr<ActivationSource> inputs = span.boundaries.inputs(job.halves);
+  const std::unique_ptr<ActivationSource> inputs =
+      span.boundaries.source(entering(options_.stream, job.halves.first));
   std::vector<int> order(static_cast<size_t>(inputs->num_windows()));
   std::iota(order.begin(), order.end(), 0);
   inputs->announce(order);

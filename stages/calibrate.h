@@ -1,4 +1,4 @@
-// The dense forward of a span: boundaries for the cache, statistics of every linear's input.
+// The dense forward of a window: boundaries for the cache, statistics of every linear's input.
 #pragma once
 
 #include "stages/stage.h"
@@ -18,10 +18,15 @@ class Calibrate final : public Stage {
   struct Options {
     Statistics statistics = Statistics::kNone;
     Convert convert = Convert::kAhead;
+    /// Whose activations the dense weights see: kPropagated for statistics of what the adapted
+    /// prefix makes, which writes no boundary and forgets the statistics there were.
+    Stream stream = Stream::kDense;
     double held_out_fraction = 0;  // of the windows, as num_held_out() counts; 0: none is held out
   };
   explicit Calibrate(Options options) : options_(options) {}
-  std::string_view name() const override { return "calibrate"; }
+  std::string_view name() const override {
+    return options_.stream == Stream::kDense ? "calibrate" : "propagated statistics";
+  }
   Products needs() const override { return Products::kNone; }
   Products gives() const override;
   Cost cost(const SpanShape& shape) const override;

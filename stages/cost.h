@@ -16,7 +16,7 @@ struct Cost {
   /// Peak on the device, beside the weights in their slot, adapted tensors in the output, and what
   /// the boundaries hold.
   double bytes_held = 0;
-  /// Statistics that stay until the span's last stage is done.
+  /// Statistics that stay until the last stage that reads them is done.
   double bytes_kept = 0;
 
   double flop() const { return product_flop + attention_flop; }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "stages/bitmask.h"
 #include "stages/errors.h"  // NumericalError
 #include "stages/finite.h"
 #include "stages/ops/mask_select.h"  // scores → mask
@@ -53,6 +54,8 @@ std::string_view method_name(PruneMethod method) {
       return "ria";
     case PruneMethod::kSparseGpt:
       return "sparsegpt";
+    case PruneMethod::kGiven:
+      return "given";
   }
   throw std::logic_error("prune: unknown method");
 }
@@ -61,6 +64,7 @@ Products needs_of(PruneMethod method) {
   switch (method) {
     case PruneMethod::kRandom:
     case PruneMethod::kMagnitude:
+    case PruneMethod::kGiven:
       return Products::kNone;
     case PruneMethod::kWanda:
     case PruneMethod::kRia:
@@ -93,7 +97,8 @@ at::Tensor score(PruneMethod method, const PruneOptions& options, const SpanJob&
     case PruneMethod::kRia:
       return ria_score(weight, statistics_of(span, target).column_norm());
     case PruneMethod::kSparseGpt:
-      break;  // no score of its own: see sweep_columns()
+    case PruneMethod::kGiven:
+      break;  // no scores: see decide()
   }
   throw std::logic_error("prune: a method without a score");
 }
@@ -116,6 +121,13 @@ at::Tensor select(PruneMethod method, const PruneOptions& options, double sparsi
 }
 
 // -----------------------------------------------------------------------------------------------
+
+Decision decide_as_given(const Variant& variant, const Target& target, const at::Tensor& weight) {
+  const at::Tensor& given = variant.given_masks.at(target.tensor);
+  const bool is_packed = given.scalar_type() == at::kByte;
+  return {is_packed ? unpack_bitmask(given, target.spec.in) : given.ne(0), weight,
+          PruneMethod::kGiven};
+}
 
 Decision decide_by_score(PruneMethod method, const PruneOptions& options, const SpanJob& span,
                          const Target& target, const at::Tensor& weight) {
@@ -172,13 +184,21 @@ double counted_sparsity(const at::Tensor& tensor) {
   return static_cast<double>(num_zeros) / static_cast<double>(tensor.numel());
 }
 
+Decision decide(const PruneOptions& options, const SpanJob& span, const Target& target,
+                const at::Tensor& weight, const Variant& variant, SharedFactor& shared) {
+  if (options.method == PruneMethod::kGiven) return decide_as_given(variant, target, weight);
+  if (options.method == PruneMethod::kSparseGpt) {
+    return decide_by_sweep(options, span, target, weight, shared);
+  }
+  return decide_by_score(options.method, options, span, target, weight);
+}
+
 void prune_linear(const PruneOptions& options, const SpanJob& span, const Target& target,
                   KeepMasks keep, SharedFactor& shared, Variant& variant) {
+  if (options.method == PruneMethod::kGiven && !variant.given_masks.contains(target.tensor)) return;
   require_whole_groups(target, options.pattern);
-  const at::Tensor& weight = span.dense.linears.at(target.spec.role).weight;
-  const Decision decision = options.method == PruneMethod::kSparseGpt
-                                ? decide_by_sweep(options, span, target, weight, shared)
-                                : decide_by_score(options.method, options, span, target, weight);
+  const at::Tensor& weight = span.dense_at(target.half).linears.at(target.spec.role).weight;
+  const Decision decision = decide(options, span, target, weight, variant, shared);
   at::Tensor& pruned = variant.room_for(target.tensor, weight);
   write_masked(decision, pruned);
   variant.linears.push_back({target.tensor, std::string(method_name(decision.method)),
@@ -189,6 +209,7 @@ void prune_linear(const PruneOptions& options, const SpanJob& span, const Target
     variant.mark_trained(target.tensor);
   }
   if (keep == KeepMasks::kYes) variant.masks[target.tensor] = decision.mask;
+  if (options.export_masks) variant.bitmasks[target.tensor] = pack_bitmask(decision.mask);
 }
 
 }  // namespace

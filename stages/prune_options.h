@@ -7,7 +7,8 @@
 
 namespace coppice {
 
-enum class PruneMethod { kRandom, kMagnitude, kWanda, kRia, kSparseGpt };
+/// kGiven: not by scores, but by PruneOptions::masks.
+enum class PruneMethod { kRandom, kMagnitude, kWanda, kRia, kSparseGpt, kGiven };
 
 /// num_kept of every group_size consecutive inputs of a row; group_size 0 is unstructured.
 struct SparsityPattern {
@@ -19,6 +20,10 @@ struct SparsityPattern {
 /// Within what the smallest scores are looked for. kAuto: rows; for RIA the matrix, as its authors
 /// do.
 enum class Comparison { kAuto, kRow, kMatrix };
+
+/// Whose activations scores and Gram matrices see: of the dense model or of the adapted prefix.
+/// kAuto: as ReconstructOptions::propagation has it, dense only where that is.
+enum class StatisticsOf { kAuto, kDense, kPropagated };
 
 /// The linears that `pattern` names get a sparsity of their own.
 struct SparsityRule {
@@ -34,9 +39,12 @@ struct PruneOptions {
   std::vector<SparsityRule> sparsity_map;  // the first that names a linear goes before both
   SparsityPattern pattern;
   Comparison comparison = Comparison::kAuto;  // SparseGPT compares within its lazy blocks
+  StatisticsOf statistics = StatisticsOf::kAuto;
   std::vector<std::string> targets;  // empty: every linear of the blocks; "re:…" or names
   std::vector<std::string> ignore = {"lm_head"};
-  uint64_t seed = 0;  // of random scores
+  uint64_t seed = 0;          // of random scores
+  std::string masks;          // kGiven: a directory whose masks, or zeros, decide
+  bool export_masks = false;  // written beside the checkpoint, as bitmasks
 };
 
 }  // namespace coppice

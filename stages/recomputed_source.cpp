@@ -14,14 +14,15 @@ RecomputedSource::RecomputedSource(const SpanJob& span, HalfRange halves,
     : span_(span), halves_(halves), inputs_(std::move(inputs)) {
   const at::NoGradGuard no_graph;
   for (int half = halves_.first; half < halves_.last; ++half) {
-    weights_.push_back(converted(span_.architecture, span_.dense, half_of(half), span_.compute));
+    weights_.push_back(
+        converted(span_.architecture, span_.dense_at(half), half_of(half), span_.compute));
   }
 }
 
 // One window at a time, as in the dense forward: rows per product change bits.
 MicroBatch RecomputedSource::read(std::span<const int> windows) {
   const at::NoGradGuard no_graph;
-  const at::ScalarType stored = span_.dense.linears.begin()->second.weight.scalar_type();
+  const at::ScalarType stored = span_.dense.front().linears.begin()->second.weight.scalar_type();
   MicroBatch batch;
   std::vector<at::Tensor> outputs;
   for (const int window : windows) {

@@ -1,18 +1,24 @@
 #include "stages/reconstruct.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
 
 #include "stages/model/half_cost.h"
+#include "stages/reconstruct/keep_best.h"
 #include "stages/reconstruct/least_squares.h"
+#include "stages/reconstruct/matrix_trainer.h"
 #include "stages/reconstruct/window_trainer.h"
 
 namespace coppice {
 namespace {
 
 std::string window_name(HalfRange halves) {
+  const int num_blocks = halves.last_block() - halves.first_block();
+  if (num_blocks > 1) return fmt::format("{} blocks", num_blocks);
   if (halves.last - halves.first > 1) return "block";
   return half_of(halves.first) == Half::kAttention ? "attention" : "mlp";
 }
@@ -27,30 +33,33 @@ Products Reconstruct::needs() const {
 void Reconstruct::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("reconstruct: the window has no variant");
   const auto begin = std::chrono::steady_clock::now();
-  WindowReport report;
-  report.name = window_name(job.halves);
-  const std::string name = in_block(job.span.architecture, job.halves.first_block(), report.name);
-  WindowTrainer(job.span, job.halves, *job.variant, options_, name).run(report);
+  const std::string window = window_name(job.halves);
+  const std::string name = in_block(job.span.architecture, job.halves.first_block(), window);
+  std::vector<WindowReport> reports;
+  if (options_.window.kind == WindowKind::kMatrix) {
+    reports = MatrixTrainer(job.span, job.halves.first, *job.variant, options_, name).run();
+  } else {
+    WindowReport& report = reports.emplace_back();
+    report.halves = job.halves;
+    report.name = window;
+    WindowTrainer(job.span, job.halves, *job.variant, options_, name).run(reports.front());
+  }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-  report.seconds = seconds.count();
-  job.variant->windows.push_back(std::move(report));
+  for (WindowReport& report : reports) {
+    report.seconds = seconds.count() / static_cast<double>(reports.size());
+    job.variant->windows.push_back(std::move(report));
+  }
 }
 
 Cost Reconstruct::cost(const SpanShape& shape) const {
-  const int windows = static_cast<int>(shape.num_windows);
-  if (windows < 2) return {};  // run() refuses
-  const int held_out = num_held_out(options_.validation_fraction, windows);
+  if (shape.num_windows < 2) return {};  // run() refuses
+  if (options_.window.kind == WindowKind::kMatrix) return matrix_cost(shape, options_);
+  const auto [training, evaluated, evaluations, steps, batch] =
+      passes_of(options_, shape.num_windows, shape.seqlen);
   const Architecture& architecture = shape.architecture;
   const double seqlen = static_cast<double>(shape.seqlen);
   const double epochs = trains_adamw(options_) ? options_.epochs : 0;
   const double fits = fits_least_squares(options_) ? 1 : 0;
-  const double training = epochs * static_cast<double>(windows - held_out) * seqlen;
-  // Before and after each epoch on the held-out windows; before and after on as many training ones.
-  const double reported = std::min(held_out, windows - held_out);
-  const double evaluated = ((1.0 + fits + epochs) * held_out + 2 * reported) * seqlen;
-  const double evaluations = 3.0 + fits + epochs;
-  const double batch = options_.batch_size * seqlen;
-  const double steps = epochs > 0 ? std::ceil(training / epochs / batch) * epochs : 0;
   const double element = static_cast<double>(shape.compute_bytes);
   const double stored = architecture.dtype == "F32" ? 4 : 2;
   const double hidden = static_cast<double>(architecture.hidden);
@@ -89,6 +98,18 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
     }
     kept += static_cast<double>(kept_activations(architecture, kind));
     widest = std::max(widest, static_cast<double>(kept_activations(architecture, kind)));
+  }
+  if (options_.propagation == Propagation::kSparse) {  // the dense window makes the targets
+    for (int half = shape.halves.first; half < shape.halves.last; ++half) {
+      const Half kind = half_of(half);
+      cost.product_flop += linear_flop(architecture, kind, training + evaluated);
+      cost.attention_flop += attention_flop(architecture, kind, training + evaluated, seqlen);
+      cost.bytes_touched +=
+          element * (training + evaluated) * touched_activations(architecture, kind).forward;
+      if (element != stored) {
+        states += static_cast<double>(half_parameters(architecture, kind)) * element;
+      }
+    }
   }
   // Inputs and targets, read and converted; the error and its gradient.
   cost.bytes_touched += (training + evaluated) * hidden * (2 * (stored + element) + 3 * element);

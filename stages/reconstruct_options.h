@@ -5,8 +5,23 @@
 
 namespace coppice {
 
-enum class WindowKind { kNone, kHalfBlock, kBlock };
-enum class Propagation { kDense };
+enum class WindowKind { kNone, kMatrix, kHalfBlock, kBlock };
+
+/// What is reconstructed at once.
+struct Window {
+  WindowKind kind = WindowKind::kHalfBlock;
+  int blocks = 1;  // of kBlock: so many side by side; they travel and are written together
+  bool operator==(const Window&) const = default;
+};
+
+/// Whether the MLP half is a window of its own, so that what enters it is asked for.
+inline bool has_windows_inside_blocks(const Window& window) {
+  return window.kind == WindowKind::kHalfBlock || window.kind == WindowKind::kMatrix;
+}
+
+/// Whose activations enter a window / what its output is compared with: of the dense model / the
+/// same; of the adapted prefix / the dense window on them; of the adapted prefix / the dense model.
+enum class Propagation { kDense, kSparse, kMixed };
 enum class Loss { kMse, kCosine, kMseNormalized };
 /// kLeastSquares fits each weight on its own, in closed form; kLeastSquaresAdamW starts AdamW
 /// there.
@@ -14,7 +29,7 @@ enum class Solver { kAdamW, kLeastSquares, kLeastSquaresAdamW };
 
 /// Source: "A Free Lunch in LLM Compression", arXiv:2510.14444; AdamW: arXiv:1711.05101.
 struct ReconstructOptions {
-  WindowKind window = WindowKind::kHalfBlock;
+  Window window;
   Propagation propagation = Propagation::kDense;
   Loss loss = Loss::kMse;
   Solver solver = Solver::kAdamW;

@@ -22,6 +22,7 @@ struct HalfRange {
   int first = 0;
   int last = 0;
   int first_block() const { return first / 2; }
+  int last_block() const { return (last + 1) / 2; }  // one past the last
   bool operator==(const HalfRange&) const = default;
 };
 
@@ -39,12 +40,16 @@ struct Boundary {
 };
 std::string to_string(const Boundary& boundary);  // "dense.12"
 
-/// Answers a window's questions for activations: from the cache, or recomputed.
+/// What enters `half` in a stream. Both streams start from the same embeddings, kept once.
+inline Boundary entering(Stream stream, int half) {
+  return {half == 0 ? Stream::kDense : stream, half};
+}
+
+/// Answers for the activations of a span: from the cache, or recomputed.
 class Boundaries {
  public:
   virtual ~Boundaries() = default;
-  virtual std::unique_ptr<ActivationSource> inputs(HalfRange window) = 0;
-  virtual std::unique_ptr<ActivationSource> targets(HalfRange window) = 0;
+  virtual std::unique_ptr<ActivationSource> source(Boundary boundary) = 0;
   /// Null where nobody will ask for the boundary again.
   virtual std::unique_ptr<ActivationSink> sink(Boundary boundary) = 0;
 };
@@ -60,7 +65,8 @@ struct InputStatistics {
 
 /// What one window's reconstruction did, for the report.
 struct WindowReport {
-  std::string name;                                // "attention", "mlp", "block"
+  HalfRange halves;
+  std::string name;  // "attention", "mlp", "block", "2 blocks", or of a matrix "self_attn.q_proj"
   double loss_pruned = 0, loss_reconstructed = 0;  // on the first training windows, as many
   double validation_pruned = 0, validation_reconstructed = 0;  // as are held out
   double validation_fitted = 0;  // by least squares; 0 where none was asked for
@@ -86,6 +92,12 @@ struct Variant {
   ReconstructOptions reconstruct;
   std::map<std::string, at::Tensor> masks;    // bool [out, in]: true is kept; of the window at work
   std::map<std::string, at::Tensor> adapted;  // every tensor that was pruned or trained
+  /// Masks that were given, by the name of the weight (PruneMethod::kGiven): packed bits [out,
+  /// ⌈in / 8⌉] uint8, or a tensor of the weight's shape whose zeros are pruned. A weight without
+  /// one stays dense.
+  std::map<std::string, at::Tensor> given_masks;
+  /// Masks to be written, packed, by the name of the weight (PruneOptions::export_masks).
+  std::map<std::string, at::Tensor> bitmasks;
   /// Memory that adapted tensors shall lie in, where the owner of the job has some: the shard that
   /// will be written. May be empty.
   std::map<std::string, at::Tensor> places;
@@ -100,16 +112,21 @@ struct Variant {
   void mark_trained(const std::string& name);
 };
 
-/// `dense` is immutable until the span retires. One block today; k blocks of a window later.
+/// Whole blocks: one, or those of a window. `dense` is immutable until the span retires.
 struct SpanJob {
   HalfRange halves;
   const Architecture& architecture;
-  BlockWeights dense;         // stored dtype, views of the slot
-  at::ScalarType compute;     // of products and activations
-  const RotaryTable& rotary;  // in the compute dtype
+  std::vector<BlockWeights> dense;  // by block; stored dtype, views of the slot
+  at::ScalarType compute;           // of products and activations
+  const RotaryTable& rotary;        // in the compute dtype
   Boundaries& boundaries;
   std::map<std::string, InputStatistics> statistics;  // by in_block(block, LinearSpec::input)
   std::vector<Variant> variants;
+
+  /// The dense block that a half-block belongs to.
+  const BlockWeights& dense_at(int half) const {
+    return dense.at(static_cast<size_t>(half / 2 - halves.first_block()));
+  }
 };
 
 /// A window of a span, and the variant it is worked on for (null for the dense forward).

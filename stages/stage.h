@@ -12,7 +12,7 @@ namespace coppice {
 /// What stages need of each other, as a set of bits.
 enum class Products : uint32_t {
   kNone = 0,
-  kBoundaries = 1,  // dense activations of the span, in the cache
+  kBoundaries = 1,  // the activations that windows read, in the cache
   kStatistics = 2,  // SpanJob::statistics
   kMasks = 4,       // Variant::masks and the pruned weights in Variant::adapted
   kAdapted = 8,     // Variant::adapted holds reconstructed weights

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "stages/propagate.h"  // adapt: what the next window starts from
+#include "stages/propagation.h"
 #include "stages/prune.h"        // adapt: masks
 #include "stages/reconstruct.h"  // adapt: kept weights
 
@@ -28,8 +30,24 @@ std::string missing_products(Products needed, Products given) {
   return missing;
 }
 
-void require_fed(const Stage& forward, const std::vector<std::unique_ptr<Stage>>& stages) {
-  Products given = forward.gives();
+/// What calibration has to gather for the stages, from the stream they want it of.
+Calibrate::Options statistics_of(const PruneOptions& prune, const ReconstructOptions& reconstruct) {
+  const bool has_reconstruction = reconstruct.window.kind != WindowKind::kNone;
+  Products wanted = Prune(prune).needs();
+  if (has_reconstruction) wanted = wanted | Reconstruct(reconstruct).needs();
+  Calibrate::Options options;
+  options.stream = statistics_stream(prune, reconstruct);
+  if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
+  if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
+  if (has_reconstruction) options.held_out_fraction = reconstruct.validation_fraction;
+  return options;
+}
+
+/// `forward` may be null. What an adapted prefix hands on are boundaries, too.
+void require_fed(const Stage* forward, const ReconstructOptions& reconstruct,
+                 const std::vector<std::unique_ptr<Stage>>& stages) {
+  Products given = forward == nullptr ? Products::kNone : forward->gives();
+  if (propagates(reconstruct)) given = given | Products::kBoundaries;
   for (const auto& stage : stages) {
     if (!contains(given, stage->needs())) {
       throw std::logic_error("stage '" + std::string(stage->name()) + "' needs " +
@@ -45,35 +63,43 @@ void require_fed(const Stage& forward, const std::vector<std::unique_ptr<Stage>>
 std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
                                                  const ReconstructOptions& reconstruct) {
   std::vector<std::unique_ptr<Stage>> stages;
-  const bool has_reconstruction = reconstruct.window != WindowKind::kNone;
+  const bool has_reconstruction = reconstruct.window.kind != WindowKind::kNone;
+  if (statistics_stream(prune, reconstruct) == Stream::kPropagated) {
+    const Calibrate::Options options = statistics_of(prune, reconstruct);
+    if (options.statistics != Calibrate::Statistics::kNone) {
+      stages.push_back(std::make_unique<Calibrate>(options));
+    }
+  }
   stages.push_back(
       std::make_unique<Prune>(prune, has_reconstruction ? KeepMasks::kYes : KeepMasks::kNo));
   if (has_reconstruction) {
     stages.push_back(std::make_unique<Reconstruct>(reconstruct));
   }
-  require_fed(*forward_stage(prune, reconstruct), stages);
+  if (propagates(reconstruct)) stages.push_back(std::make_unique<Propagate>());
+  require_fed(forward_stage(prune, reconstruct).get(), reconstruct, stages);
   return stages;
 }
 
 std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
                                      const ReconstructOptions& reconstruct,
                                      Calibrate::Convert convert) {
-  const bool has_reconstruction = reconstruct.window != WindowKind::kNone;
-  Products wanted = Prune(prune).needs();
-  if (has_reconstruction) wanted = wanted | Reconstruct(reconstruct).needs();
-  Calibrate::Options options;
+  Calibrate::Options options = statistics_of(prune, reconstruct);
+  const bool are_targets = reconstruct.propagation == Propagation::kMixed &&
+                           reconstruct.window.kind != WindowKind::kNone;
+  const bool are_statistics =
+      options.stream == Stream::kDense && options.statistics != Calibrate::Statistics::kNone;
+  if (propagates(reconstruct) && !are_targets && !are_statistics) return nullptr;
+  if (options.stream == Stream::kPropagated) options = {};  // the adapted windows gather it
   options.convert = convert;
-  if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
-  if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
-  if (has_reconstruction) options.held_out_fraction = reconstruct.validation_fraction;
   return std::make_unique<Calibrate>(options);
 }
 
-std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind) {
+std::vector<HalfRange> windows_of(HalfRange span, const Window& window) {
   std::vector<HalfRange> windows;
   for (int first = span.first; first < span.last; first = windows.back().last) {
     // Pruning alone looks at one linear at a time: it takes the smaller window.
-    const int last = kind == WindowKind::kBlock ? 2 * (first / 2 + 1) : first + 1;
+    const int last =
+        window.kind == WindowKind::kBlock ? 2 * (first / 2 + window.blocks) : first + 1;
     windows.push_back({first, std::min(last, span.last)});
   }
   return windows;

@@ -14,12 +14,14 @@ namespace coppice {
 std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
                                                  const ReconstructOptions& reconstruct);
 
-/// The dense forward that these stages want before them.
+/// The dense forward that these stages want before them; null where nothing of the
+/// dense model's own activations is wanted.
 std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
                                      const ReconstructOptions& reconstruct,
                                      Calibrate::Convert convert = Calibrate::Convert::kAhead);
 
-/// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}.
-std::vector<HalfRange> windows_of(HalfRange span, WindowKind kind);
+/// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}. Whole blocks
+/// start where the span does; the last window may hold fewer.
+std::vector<HalfRange> windows_of(HalfRange span, const Window& window);
 
 }  // namespace coppice

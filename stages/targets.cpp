@@ -60,7 +60,7 @@ std::vector<Target> targets_of(const Architecture& architecture, HalfRange halve
       if (spec.half != half_of(half)) continue;
       const std::string linear = in_block(architecture, block, spec.name);
       if (!is_target(options, linear)) continue;
-      targets.push_back({spec, linear + ".weight", in_block(architecture, block, spec.input),
+      targets.push_back({spec, half, linear + ".weight", in_block(architecture, block, spec.input),
                          sparsity_of(options, block, linear)});
     }
   }

@@ -13,6 +13,7 @@ namespace coppice {
 /// One linear of the window, with its names spelled out.
 struct Target {
   const LinearSpec& spec;
+  int half = 0;           // half-block number
   std::string tensor;     // full name of its weight
   std::string statistic;  // full name of what it reads
   double sparsity = 0;    // fraction of zeros

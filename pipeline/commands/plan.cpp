@@ -35,7 +35,9 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
 
   Progress progress(options.verbosity);
   Machine machine(recipe.resources, [&](const std::string& line) { progress.note(line); });
-  const ModelSpans spans(model, no_tokens);
+  const std::unique_ptr<MaskSource> masks = open_masks(recipe.prune);
+  if (masks) masks->check(model.architecture);
+  const ModelSpans spans(model, no_tokens, recipe.reconstruct.window.blocks, masks.get());
   const fs::path here = fs::current_path();
   const OutputDirectory output(options.output.empty() ? here : options.output, model);
   const fs::path scratch = options.work.empty() ? here : options.work;

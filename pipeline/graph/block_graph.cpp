@@ -300,7 +300,7 @@ struct BlockGraph::Nodes {
     ReadBatch batch{slab, {}};
     for (uint32_t i = slab->range.first; i < slab->range.last; ++i) {
       const PlannedRead& read_i = span.plan.reads[i];
-      batch.reads.push_back({span.files[read_i.file].get(), read_i.offset,
+      batch.reads.push_back({span.files[read_i.file], read_i.offset,
                              memory.subspan(read_i.slot_offset - base, read_i.bytes),
                              read_i.required_bytes});
     }

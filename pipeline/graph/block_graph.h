@@ -32,13 +32,13 @@ struct GraphSpan {
   int index = 0;
   std::string name;  // "block 17", for errors and spans of time
   ReadPlan plan;
-  std::span<const std::unique_ptr<ReadFile>> files;  // what the plan's reads index
-  std::span<std::byte> slot;    // where plan.placements lie; device memory on a GPU
-  std::span<std::byte> output;  // empty where the span is not adapted
-  std::shared_ptr<void> work;   // whatever the callables want to hand on
-  SpanTimes times;              // of the steps behind it; written by the graph alone
-  std::exception_ptr failure;   // BlockError with the cause nested
-  bool skipped = false;         // the run was stopped before this span was finished
+  std::span<const ReadFile* const> files;  // what the plan's reads index
+  std::span<std::byte> slot;               // where plan.placements lie; device memory on a GPU
+  std::span<std::byte> output;             // empty where the span is not adapted
+  std::shared_ptr<void> work;              // whatever the callables want to hand on
+  SpanTimes times;                         // of the steps behind it; written by the graph alone
+  std::exception_ptr failure;              // BlockError with the cause nested
+  bool skipped = false;                    // the run was stopped before this span was finished
 };
 
 /// What the owner of the graph does with a span. Exceptions become the span's failure, nested in a

@@ -431,14 +431,6 @@ std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary) {
   return std::make_unique<Source>(*this, boundary);
 }
 
-std::unique_ptr<ActivationSource> CachedBoundaries::inputs(HalfRange window) {
-  return source({Stream::kDense, window.first});
-}
-
-std::unique_ptr<ActivationSource> CachedBoundaries::targets(HalfRange window) {
-  return source({Stream::kDense, window.last});
-}
-
 std::unique_ptr<ActivationSink> CachedBoundaries::sink(Boundary boundary) {
   if (unwanted_ && unwanted_(boundary)) return nullptr;
   return std::make_unique<Sink>(*this, boundary);

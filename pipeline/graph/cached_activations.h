@@ -50,8 +50,7 @@ class CachedBoundaries final : public Boundaries {
                    std::function<void(Boundary, const FileRecord&)> on_durable);
   ~CachedBoundaries() override;  // waits for what is being written
 
-  std::unique_ptr<ActivationSource> inputs(HalfRange window) override;
-  std::unique_ptr<ActivationSource> targets(HalfRange window) override;
+  std::unique_ptr<ActivationSource> source(Boundary boundary) override;
   std::unique_ptr<ActivationSink> sink(Boundary boundary) override;
 
   /// Boundaries for which sink() answers null. Set before the run.
@@ -74,7 +73,6 @@ class CachedBoundaries final : public Boundaries {
   /// Windows of one boundary as they are kept in memory; set once each, before it is durable.
   using KeptWindows = std::vector<std::shared_ptr<const EncodedChunk>>;
 
-  std::unique_ptr<ActivationSource> source(Boundary boundary);
   int64_t windows_in_ram(Boundary boundary) const;
   /// The file holds the windows from here on.
   int64_t first_in_file(Boundary boundary) const;

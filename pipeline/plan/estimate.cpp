@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "pipeline/plan/stage_time.h"
+#include "stages/propagation.h"
+#include "stages/reconstruct.h"
 #include "stages/stage_table.h"
 
 namespace coppice {
@@ -20,34 +22,64 @@ constexpr double kAllocatorShare = 0.06;
 // Beside the heap: stacks, pieces of files being written.
 constexpr uint64_t kOtherMappedBytes = uint64_t{16} << 20;
 
-std::vector<HalfRange> windows_of_block(const PlanInputs& in) {
-  return windows_of({0, 2}, in.recipe.reconstruct.window);
+HalfRange span_of(const PlanInputs& in) { return {0, 2 * in.recipe.reconstruct.window.blocks}; }
+
+/// Spans left to do; the last one may be a part of one.
+double spans_to_do(const PlanInputs& in) {
+  return double(in.blocks_to_do) / in.recipe.reconstruct.window.blocks;
 }
 
-bool has_cached_targets(const PlanInputs& in, const RunSettings& settings) {
-  return has_half_block_boundaries(in) && !settings.recompute_targets;
+std::vector<HalfRange> windows_of_span(const PlanInputs& in) {
+  return windows_of(span_of(in), in.recipe.reconstruct.window);
+}
+
+std::vector<std::unique_ptr<Stage>> adapt_stages(const PlanInputs& in) {
+  return adapt_stages(in.recipe.prune, in.recipe.reconstruct);
+}
+
+/// Null where no dense forward is wanted.
+std::unique_ptr<Stage> forward_stage(const PlanInputs& in, const RunSettings& settings) {
+  return forward_stage(in.recipe.prune, in.recipe.reconstruct, settings.convert);
 }
 
 SpanShape shape_of(const PlanInputs& in, HalfRange halves) {
   return {in.architecture, halves, in.windows, in.seqlen, in.compute_bytes};
 }
 
-/// Hidden states that the reconstruction of all windows of a block reads, undone.
+/// Hidden states that the reconstruction of all windows of a span reads, undone.
 double adapt_reads(const PlanInputs& in) {
   double bytes = 0;
-  for (const HalfRange& window : windows_of_block(in)) {
-    for (const auto& stage : adapt_stages(in.recipe.prune, in.recipe.reconstruct)) {
+  for (const HalfRange& window : windows_of_span(in)) {
+    for (const auto& stage : adapt_stages(in)) {
       bytes += stage->cost(shape_of(in, window)).bytes_moved;
     }
   }
   return bytes;
 }
 
-/// Of a block whose targets are made again for every read: the dense attention half, forward. Half
-/// of what the reconstruction reads is such targets: the targets of the attention half, and the
-/// inputs of the MLP half.
+/// Of what the reconstruction of a block reads, what the dense attention half makes: the targets of
+/// the attention half and, unless the pruned prefix makes them, the inputs of the MLP half. A
+/// matrix of the MLP half reads them for its inputs, or for its targets.
+double recomputed_reads(const PlanInputs& in) {
+  const ReconstructOptions& options = in.recipe.reconstruct;
+  const auto share = [&](HalfRange window) {
+    const bool is_mlp = half_of(window.first) == Half::kMlp;
+    if (options.window.kind != WindowKind::kMatrix) {
+      return is_mlp && propagates(options) ? 0.0 : 0.5;
+    }
+    return !is_mlp ? 0.0 : propagates(options) ? 0.5 : 1.0;
+  };
+  double bytes = 0;
+  for (const HalfRange& window : windows_of_span(in)) {
+    bytes += share(window) * Reconstruct(options).cost(shape_of(in, window)).bytes_moved;
+  }
+  return bytes;
+}
+
+/// Of a block (a span of one) whose targets are made again for every read: the dense attention
+/// half, forward.
 Cost recompute_cost(const PlanInputs& in) {
-  const double reads = adapt_reads(in) / 2 / double(window_bytes(in));  // windows
+  const double reads = recomputed_reads(in) / double(window_bytes(in));  // windows
   Cost cost = Calibrate({}).cost(shape_of(in, {0, 1}));
   const double passes = reads / double(std::max<int64_t>(1, in.windows));
   cost.product_flop *= passes;
@@ -60,17 +92,19 @@ Cost recompute_cost(const PlanInputs& in) {
 // ---- memory -------------------------------------------------------------------------------------
 
 double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
-  const Cost forward = forward_stage(in.recipe.prune, in.recipe.reconstruct, settings.convert)
-                           ->cost(shape_of(in, {0, 2}));
-  double held = forward.bytes_held;
+  const std::unique_ptr<Stage> dense = forward_stage(in, settings);
+  const Cost forward = dense ? dense->cost(shape_of(in, span_of(in))) : Cost{};
+  double held = forward.bytes_held, kept = forward.bytes_kept;
   // The dense attention half that targets are made with lies beside what is reconstructed.
   const double recomputing = settings.recompute_targets ? recompute_cost(in).bytes_held : 0;
-  for (const HalfRange& window : windows_of_block(in)) {
-    for (const auto& stage : adapt_stages(in.recipe.prune, in.recipe.reconstruct)) {
-      held = std::max(held, stage->cost(shape_of(in, window)).bytes_held + recomputing);
+  for (const HalfRange& window : windows_of_span(in)) {
+    for (const auto& stage : adapt_stages(in)) {
+      const Cost cost = stage->cost(shape_of(in, window));
+      held = std::max(held, cost.bytes_held + recomputing);
+      kept = std::max(kept, cost.bytes_kept);  // statistics of the window at work
     }
   }
-  return held + forward.bytes_kept;
+  return held + kept;
 }
 
 // Copies of windows on their way through the cache.
@@ -87,7 +121,9 @@ uint64_t in_flight_bytes(const PlanInputs& in, const RunSettings& settings) {
 uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
   // Inputs of this block, and of the next one as they are made. Undone: how well they will
   // compress is not known before the start.
-  return window_bytes(in) * uint64_t(settings.targets_in_ram + 2 * settings.inputs_in_ram);
+  return window_bytes(in) *
+         uint64_t(streams_inside(in, settings.recompute_targets) * settings.targets_in_ram +
+                  2 * num_streams(in) * settings.inputs_in_ram);
 }
 
 uint64_t staging_bytes(const PlanInputs& in) {
@@ -113,6 +149,9 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
   }
   items.push_back({fmt::format("shards to be written ({})", settings.outputs),
                    uint64_t(settings.outputs) * in.image_bytes});
+  if (in.mask_bytes > 0) {  // being made, and of every shard on its way
+    items.push_back({"bitmasks", uint64_t(2 + settings.outputs) * in.mask_bytes});
+  }
   items.push_back({"hidden states on their way", in_flight_bytes(in, settings)});
   if (const uint64_t kept = kept_bytes(in, settings)) {
     items.push_back({"hidden states kept in memory", kept});
@@ -126,7 +165,7 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
       {fmt::format("blocks read ahead ({} slots)", settings.slots),
        uint64_t(settings.slots) * in.slot_bytes},
       {"work of the largest stage", uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))},
-      {"adapted tensors", in.image_bytes}};
+      {"adapted tensors", in.image_bytes + in.mask_bytes}};
 }
 
 // ---- disk ---------------------------------------------------------------------------------------
@@ -134,12 +173,12 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
 std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t window = window_bytes(in);
   // The inputs of the blocks being stored and of the one at work, and what the latter makes.
-  const int boundaries = 2 + settings.outputs;
+  const int boundaries = num_streams(in) * (2 + settings.outputs);
   std::vector<PlanItem> items = {{fmt::format("hidden states between blocks ({})", boundaries),
                                   uint64_t(boundaries) * window * uint64_t(in.windows)}};
-  if (has_cached_targets(in, settings)) {
-    items.push_back(
-        {"hidden states inside a block", window * uint64_t(in.windows - settings.targets_in_ram)});
+  if (const int inside = streams_inside(in, settings.recompute_targets)) {
+    items.push_back({"hidden states inside a block",
+                     uint64_t(inside) * window * uint64_t(in.windows - settings.targets_in_ram)});
   }
   items.push_back({"journal, tokens, indices", uint64_t(16) << 20});
   return items;
@@ -149,10 +188,10 @@ std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& set
 
 double divided(double amount, double rate) { return rate > 0 ? amount / rate : 0; }
 
-/// The work of one block on all of them.
-PlannedStage over_blocks(const PlanInputs& in, std::string name, const StageWork& of_a_block,
-                         const std::string& rehearsed_as) {
-  const StageWork work = double(in.blocks_to_do) * of_a_block;
+/// The work of one span on all of them.
+PlannedStage over_spans(const PlanInputs& in, std::string name, const StageWork& of_a_span,
+                        const std::string& rehearsed_as) {
+  const StageWork work = spans_to_do(in) * of_a_span;
   PlannedStage stage{std::move(name), work.cost, 0, ""};
   if (!in.rates.known()) return stage;
   double largest = 0;
@@ -166,10 +205,10 @@ PlannedStage over_blocks(const PlanInputs& in, std::string name, const StageWork
   return stage;
 }
 
-PlannedStage over_blocks(const PlanInputs& in, const Stage& stage,
-                         const std::vector<HalfRange>& windows) {
+PlannedStage over_spans(const PlanInputs& in, const Stage& stage,
+                        const std::vector<HalfRange>& windows) {
   const std::string name(stage.name());
-  return over_blocks(in, name, work_of(stage, windows, shape_of(in, {0, 2})), name);
+  return over_spans(in, name, work_of(stage, windows, shape_of(in, span_of(in))), name);
 }
 
 /// Hidden states decoded and encoded: `moved` of all stages, less what is not made.
@@ -179,10 +218,12 @@ struct Traffic {
 
 Traffic traffic_of(const PlanInputs& in, const RunSettings& settings) {
   const double boundary = double(window_bytes(in)) * double(in.windows);
-  const double blocks = in.blocks_to_do;
+  const double spans = spans_to_do(in);
+  const bool has_dense = forward_stage(in, settings) != nullptr;
   Traffic traffic;
-  traffic.written = boundary * (blocks * (has_cached_targets(in, settings) ? 2 : 1) + 1);
-  traffic.read = blocks * (boundary + adapt_reads(in));  // the dense forward, then all others
+  traffic.written =
+      boundary * (spans * (num_streams(in) + streams_inside(in, settings.recompute_targets)) + 1);
+  traffic.read = spans * ((has_dense ? boundary : 0) + adapt_reads(in));  // forward, all others
   return traffic;
 }
 
@@ -192,7 +233,7 @@ Traffic disk_traffic(const PlanInputs& in, const RunSettings& settings) {
   const double windows = std::max<double>(1, double(in.windows));
   const double targets = double(settings.targets_in_ram) / windows;
   const double inputs = double(settings.inputs_in_ram) / windows;
-  if (has_cached_targets(in, settings)) {
+  if (streams_inside(in, settings.recompute_targets) > 0) {
     traffic.written -= 0.5 * targets * traffic.written;  // every other boundary
     // Inputs, middle and output of a block are read about equally often.
     traffic.read *= 1 - 0.5 * targets - 0.5 * inputs;
@@ -203,15 +244,16 @@ Traffic disk_traffic(const PlanInputs& in, const RunSettings& settings) {
 }
 
 void add_times(const PlanInputs& in, RunPlan& plan) {
-  const auto forward = forward_stage(in.recipe.prune, in.recipe.reconstruct, plan.settings.convert);
-  plan.stages.push_back(over_blocks(in, *forward, {{0, 1}, {1, 2}}));
-  for (const auto& stage : adapt_stages(in.recipe.prune, in.recipe.reconstruct)) {
-    plan.stages.push_back(over_blocks(in, *stage, windows_of_block(in)));
+  if (const auto forward = forward_stage(in, plan.settings)) {
+    plan.stages.push_back(over_spans(in, *forward, windows_of(span_of(in), {WindowKind::kNone})));
+  }
+  for (const auto& stage : adapt_stages(in)) {
+    plan.stages.push_back(over_spans(in, *stage, windows_of_span(in)));
   }
   if (plan.settings.recompute_targets) {
     const Cost cost = recompute_cost(in);
     plan.stages.push_back(
-        over_blocks(in, "recompute targets", {cost, cost.product_flop}, "calibrate"));
+        over_spans(in, "recompute targets", {cost, cost.product_flop}, "calibrate"));
   }
   const Traffic all = traffic_of(in, plan.settings);
   const Traffic disk = disk_traffic(in, plan.settings);
@@ -240,8 +282,8 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
               in.rates.written_bytes);
   plan.stages.push_back({"disk (beside it)", {}, plan.disk_seconds, "disk"});
   // The first block's read and the last one's write have nothing to hide behind.
-  const double blocks = std::max(1, in.blocks_to_do);
-  const double ends = divided(double(in.block_read_bytes) / blocks, in.rates.read_bytes) +
+  const double spans = std::max(1.0, spans_to_do(in));
+  const double ends = divided(double(in.block_read_bytes) / spans, in.rates.read_bytes) +
                       divided(double(in.image_bytes), in.rates.written_bytes);
   plan.seconds = std::max(plan.compute_seconds, plan.disk_seconds) + ends + copied;
 }
@@ -254,7 +296,19 @@ uint64_t window_bytes(const PlanInputs& in) {
 }
 
 bool has_half_block_boundaries(const PlanInputs& in) {
-  return in.recipe.reconstruct.window == WindowKind::kHalfBlock;
+  return has_windows_inside_blocks(in.recipe.reconstruct.window) &&
+         in.recipe.reconstruct.propagation != Propagation::kSparse;
+}
+
+int num_streams(const PlanInputs& in) {
+  const bool has_dense = forward_stage(in.recipe.prune, in.recipe.reconstruct) != nullptr;
+  return int(has_dense) + int(propagates(in.recipe.reconstruct));
+}
+
+int streams_inside(const PlanInputs& in, bool recompute_targets) {
+  const bool has_propagated =
+      propagates(in.recipe.reconstruct) && in.recipe.reconstruct.window.kind != WindowKind::kBlock;
+  return int(has_half_block_boundaries(in) && !recompute_targets) + int(has_propagated);
 }
 
 uint64_t PlannedResource::bytes() const {

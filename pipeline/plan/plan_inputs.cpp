@@ -36,10 +36,12 @@ dev_t file_system_of(const fs::path& directory) {
 
 uint64_t blocks_read_bytes(const ModelSpans& spans, const WorkLeft& left) {
   uint64_t bytes = 0;
-  for (const int block : left.blocks) {
-    for (const PlannedRead& read : spans.reads_of(spans.block_span(block)).plan.reads) {
-      bytes += read.bytes;
-    }
+  for (const ModelSpan& span : spans.block_spans()) {
+    const bool is_left = std::any_of(left.blocks.begin(), left.blocks.end(), [&](int block) {
+      return span.first_block <= block && block < span.last_block;
+    });
+    if (!is_left) continue;
+    for (const PlannedRead& read : spans.reads_of(span).plan.reads) bytes += read.bytes;
   }
   return bytes;
 }
@@ -48,6 +50,15 @@ uint64_t outer_bytes(const SourceModel& model) {
   uint64_t bytes = 0;
   for (const NamedShape& tensor : outer_tensors(model.architecture)) {
     bytes += model.checkpoint.tensor(tensor.name).bytes;
+  }
+  return bytes;
+}
+
+// Of a block, were every linear pruned.
+uint64_t bitmask_bytes(const Architecture& architecture) {
+  uint64_t bytes = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    bytes += uint64_t(linear.out) * uint64_t((linear.in + 7) / 8);
   }
   return bytes;
 }
@@ -115,10 +126,15 @@ PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const Mod
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
   inputs.blocks_to_do = int(left.blocks.size());
   inputs.slot_bytes = spans.slot_bytes();
-  inputs.image_bytes = output.largest_image_bytes();
+  inputs.image_bytes = output.largest_image_bytes(spans.blocks_per_span());
   inputs.block_read_bytes = blocks_read_bytes(spans, left);
   inputs.outer_bytes = left.has_outer ? outer_bytes(model) : 0;
-  inputs.output_bytes = inputs.outer_bytes + uint64_t(left.blocks.size()) * inputs.image_bytes;
+  inputs.output_bytes =
+      inputs.outer_bytes + uint64_t(left.blocks.size()) * output.largest_image_bytes();
+  if (recipe.prune.export_masks) {
+    inputs.mask_bytes = bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
+    inputs.output_bytes += uint64_t(left.blocks.size()) * bitmask_bytes(architecture);
+  }
   set_ram_limit(recipe.resources, inputs);
   set_device_limit(recipe.resources, device, inputs);
   set_disk_limits(recipe.resources, output.path(), scratch, left.scratch_bytes, inputs);

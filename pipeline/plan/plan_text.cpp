@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "pipeline/plan/estimate.h"       // has_half_block_boundaries
 #include "pipeline/telemetry/progress.h"  // human_bytes, human_seconds
 
 namespace coppice {
@@ -22,9 +23,7 @@ std::string resource_lines(const PlannedResource& resource) {
   return text;
 }
 
-bool has_targets(const PlanInputs& inputs) {
-  return inputs.recipe.reconstruct.window == WindowKind::kHalfBlock;
-}
+bool has_targets(const PlanInputs& inputs) { return has_half_block_boundaries(inputs); }
 
 std::string tier_of(int64_t in_ram, int64_t windows) {
   if (in_ram == 0) return "on disk";

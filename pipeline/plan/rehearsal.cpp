@@ -12,6 +12,7 @@
 
 #include "pipeline/plan/stage_time.h"
 #include "pipeline/resident_boundaries.h"
+#include "stages/propagation.h"
 #include "stages/stage_table.h"
 
 namespace coppice {
@@ -66,7 +67,7 @@ class Rehearsal {
   void pass(Told told) {
     SpanJob job{.halves = {0, 2},
                 .architecture = slice_,
-                .dense = weights_,
+                .dense = {weights_},
                 .compute = compute_,
                 .rotary = rotary_,
                 .boundaries = boundaries_,
@@ -76,9 +77,10 @@ class Rehearsal {
     variant.prune = recipe_.prune;
     variant.reconstruct = recipe_.reconstruct;
     const std::vector<HalfRange> whole = {{0, 2}};
-    const auto forward = forward_stage(recipe_.prune, recipe_.reconstruct);
     at::ones({kCacheBytes}, options(at::kByte));  // weights come from the disk, in no cache
-    told(*forward, whole, timed(*forward, job, whole[0], variant));
+    if (const auto forward = forward_stage(recipe_.prune, recipe_.reconstruct)) {
+      told(*forward, whole, timed(*forward, job, whole[0], variant));
+    }
     for (const HalfRange& window : windows_of({0, 2}, recipe_.reconstruct.window)) {
       for (const auto& stage : adapt_stages(recipe_.prune, recipe_.reconstruct)) {
         told(*stage, {window}, timed(*stage, job, window, variant));
@@ -128,8 +130,10 @@ class Rehearsal {
 double modelled_pass(const Architecture& architecture, const Recipe& recipe, int64_t windows,
                      int64_t seqlen, int64_t element_bytes, const Rates& rates) {
   const SpanShape shape{architecture, {0, 2}, windows, seqlen, element_bytes};
-  double seconds = modelled_seconds(
-      work_of(*forward_stage(recipe.prune, recipe.reconstruct), {{0, 2}}, shape), rates);
+  double seconds = 0;
+  if (const auto forward = forward_stage(recipe.prune, recipe.reconstruct)) {
+    seconds += modelled_seconds(work_of(*forward, {{0, 2}}, shape), rates);
+  }
   const auto parts = windows_of({0, 2}, recipe.reconstruct.window);
   for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
     seconds += modelled_seconds(work_of(*stage, parts, shape), rates);
@@ -140,16 +144,19 @@ double modelled_pass(const Architecture& architecture, const Recipe& recipe, int
 double held_bytes(const Architecture& slice, const Recipe& recipe, int64_t windows, int64_t seqlen,
                   int64_t element_bytes) {
   const SpanShape shape{slice, {0, 2}, windows, seqlen, element_bytes};
-  const Cost forward =
-      work_of(*forward_stage(recipe.prune, recipe.reconstruct), {{0, 2}}, shape).cost;
-  double held = forward.bytes_held;
+  const auto dense = forward_stage(recipe.prune, recipe.reconstruct);
+  const Cost forward = dense ? work_of(*dense, {{0, 2}}, shape).cost : Cost{};
+  double held = forward.bytes_held, kept = forward.bytes_kept;
   for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
     const auto parts = windows_of({0, 2}, recipe.reconstruct.window);
-    held = std::max(held, work_of(*stage, parts, shape).cost.bytes_held);
+    const Cost cost = work_of(*stage, parts, shape).cost;
+    held = std::max(held, cost.bytes_held);
+    kept = std::max(kept, cost.bytes_kept);
   }
-  const double boundaries = 3.0 * double(windows * seqlen * slice.hidden);  // elements
-  const double weights = 2 * parameters_of(slice);                          // dense and adapted
-  return held + forward.bytes_kept + 4 * (boundaries + weights) + double(kCacheBytes);
+  const double streams = propagates(recipe.reconstruct) ? 2 : 1;
+  const double boundaries = 3.0 * streams * double(windows * seqlen * slice.hidden);  // elements
+  const double weights = 2 * parameters_of(slice);  // dense and adapted
+  return held + kept + 4 * (boundaries + weights) + double(kCacheBytes);
 }
 
 }  // namespace
@@ -178,6 +185,11 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
                                    const Rates& rates, const RehearsalLimits& limits) {
   Recipe one_step = recipe;
   one_step.reconstruct.epochs = 1;
+  one_step.reconstruct.window.blocks = 1;              // what a token takes is not more in several
+  if (one_step.prune.method == PruneMethod::kGiven) {  // there are no masks of a slice
+    one_step.prune.method = PruneMethod::kMagnitude;
+  }
+  one_step.prune.export_masks = false;
   one_step.reconstruct.batch_size = std::min(one_step.reconstruct.batch_size, kLargestBatch);
   const int few = int(std::clamp<int64_t>(windows, 2, one_step.reconstruct.batch_size + 1));
   const auto element =

@@ -41,17 +41,23 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
                         tight.name);
     const auto with_window = [&](WindowKind kind, const char* flag) {
       PlanInputs changed = in;
-      changed.recipe.reconstruct.window = kind;
+      const auto blocks = uint64_t(in.recipe.reconstruct.window.blocks);
+      changed.recipe.reconstruct.window = {kind};
+      changed.slot_bytes /= blocks;
+      changed.image_bytes /= blocks;
+      changed.mask_bytes /= blocks;
       const RunPlan other = estimate(changed, smallest.settings);
       const uint64_t bytes = (smallest.ram.fits() ? other.device : other.ram).bytes();
       if (bytes < tight.bytes()) {
         text += fmt::format("; with {} into {}", flag, human_bytes(double(bytes)));
       }
     };
-    if (in.recipe.reconstruct.window == WindowKind::kBlock) {
+    const Window& window = in.recipe.reconstruct.window;
+    if (window.blocks > 1) with_window(WindowKind::kBlock, "--window block");
+    if (window.kind == WindowKind::kBlock) {
       with_window(WindowKind::kHalfBlock, "--window half-block");
     }
-    if (in.recipe.reconstruct.window != WindowKind::kNone) {
+    if (window.kind != WindowKind::kNone) {
       with_window(WindowKind::kNone, "--window none");
     }
     text += ".";
@@ -92,17 +98,19 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   uint64_t room_bytes = usable - std::min(usable, taken);
   if (!in.is_ram_limit_given && !disk_is_slower) room_bytes = std::min(room_bytes, kSmallStates);
   uint64_t room = room_bytes / std::max<uint64_t>(1, window_bytes(in));
+  const int inside = streams_inside(in, settings.recompute_targets);
+  const int between = 2 * num_streams(in);  // of the block at work, and of the next as it is made
   // Some of many: not worth the memory.
-  const bool all_fit = int64_t(room) >= 3 * in.windows;
+  const bool all_fit = int64_t(room) >= (inside + between) * in.windows;
   if (!all_fit && !in.is_ram_limit_given && !disk_is_slower) return plan;
-  if (has_half_block_boundaries(in) && !settings.recompute_targets) {
-    const int64_t more = std::min(in.windows - settings.targets_in_ram, int64_t(room));
+  if (inside > 0) {
+    const int64_t more = std::min(in.windows - settings.targets_in_ram, int64_t(room) / inside);
     settings.targets_in_ram += more;
-    room -= uint64_t(more);
+    room -= uint64_t(inside) * uint64_t(more);
   }
-  // Those of the block at work, and those of the next as they are made.
-  settings.inputs_in_ram = std::min<int64_t>(in.windows, int64_t(room / 2));
-  return estimate(in, settings);
+  settings.inputs_in_ram = std::min<int64_t>(in.windows, int64_t(room) / between);
+  RunPlan better = estimate(in, settings);
+  return fits(better) ? better : plan;
 }
 
 /// The fastest plan with targets cached or recomputed; nothing if not even the smallest fits.
@@ -131,7 +139,9 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   improve([](RunSettings& s) { s.convert = Calibrate::Convert::kAhead; });
   improve([](RunSettings& s) { s.windows_ahead = s.windows_behind = 4; });
   // A second shard in memory pays where writing one takes longer than the next block's forward.
-  const double forward = plan.stages.front().seconds / std::max(1, in.blocks_to_do);
+  const bool has_forward = plan.stages.front().name == "calibrate";
+  const double spans = double(std::max(1, in.blocks_to_do)) / in.recipe.reconstruct.window.blocks;
+  const double forward = has_forward ? plan.stages.front().seconds / spans : 0;
   const double write =
       in.rates.written_bytes > 0 ? double(in.image_bytes) / in.rates.written_bytes : 0;
   if (in.rates.known() ? write > forward : in.image_bytes < kSmallImage) {

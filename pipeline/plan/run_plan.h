@@ -15,7 +15,7 @@ namespace coppice {
 
 /// Everything a budget decides. None of it changes a byte of the output.
 struct RunSettings {
-  int slots = 2;           // blocks in memory at once
+  int slots = 2;           // spans of blocks in memory at once
   int outputs = 2;         // shards in memory at once
   int windows_ahead = 4;   // hidden states decoded before they are asked for, a source
   int windows_behind = 4;  // hidden states waiting to be compressed and written
@@ -76,7 +76,8 @@ struct PlanInputs {
 
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
-  uint64_t image_bytes = 0;       // of the largest block's shard
+  uint64_t image_bytes = 0;       // of the shards of a span
+  uint64_t mask_bytes = 0;        // of its bitmasks, where they are exported
   uint64_t block_read_bytes = 0;  // of all blocks to do, as the read plan has them
   uint64_t outer_bytes = 0;       // embedding, head, norm: copied and read by rows
   uint64_t output_bytes = 0;      // still to be written

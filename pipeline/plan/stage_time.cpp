@@ -12,10 +12,13 @@ StageWork work_of(const Stage& stage, const std::vector<HalfRange>& windows,
   for (const HalfRange& window : windows) {
     const Cost cost = cost_of(window);
     work.cost += cost;
-    if (window.last - window.first == 2) {
-      work.attention_products += cost_of({window.first, window.first + 1}).product_flop;
-    } else if (half_of(window.first) == Half::kAttention) {
-      work.attention_products += cost.product_flop;
+    if (window.last - window.first == 1) {
+      if (half_of(window.first) == Half::kAttention) work.attention_products += cost.product_flop;
+      continue;
+    }
+    for (int half = window.first; half < window.last; ++half) {
+      if (half_of(half) == Half::kMlp) continue;
+      work.attention_products += cost_of({half, half + 1}).product_flop;
     }
   }
   return work;

@@ -27,6 +27,10 @@ std::string copied_front_matter(const std::string& base_card) {
   return kept;
 }
 
+std::string window_text(const json& window) {
+  return window.is_number() ? window.dump() + " blocks at once" : window.get<std::string>();
+}
+
 struct Zeroed {
   int matrices = 0;
   double mean_share = 0;
@@ -63,7 +67,7 @@ std::string model_card(const json& report, const std::string& base_card) {
           ? "none"
           : fmt::format(
                 "kept weights adapted window by window ({}, {}) to the dense model's activations",
-                reconstruct.at("window").get<std::string>(),
+                window_text(reconstruct.at("window")),
                 reconstruct.at("solver").get<std::string>()));
   card +=
       "The zeros are stored: this checkpoint is as large as the dense one and no faster in stock "

@@ -24,9 +24,10 @@ json recipe_json(const Recipe& recipe) {
   return out;
 }
 
-json block_report(int block, const Variant& variant) {
+json block_report(int block, const std::string& prefix, const Variant& variant) {
   json windows = json::array();
   for (const WindowReport& window : variant.windows) {
+    if (window.halves.first_block() != block) continue;
     windows.push_back({{"name", window.name},
                        {"loss_pruned", window.loss_pruned},
                        {"loss_reconstructed", window.loss_reconstructed},
@@ -42,14 +43,18 @@ json block_report(int block, const Variant& variant) {
   }
   json linears = json::array();
   for (const LinearReport& linear : variant.linears) {
+    if (!linear.name.starts_with(prefix)) continue;
     linears.push_back({{"name", linear.name},
                        {"method", linear.method},
                        {"sparsity", linear.sparsity},
                        {"pattern", linear.pattern},
                        {"fallback", linear.fallback}});
   }
-  return {
-      {"block", block}, {"windows", windows}, {"linears", linears}, {"trained", variant.trained}};
+  json trained = json::array();
+  for (const std::string& name : variant.trained) {
+    if (name.starts_with(prefix)) trained.push_back(name);
+  }
+  return {{"block", block}, {"windows", windows}, {"linears", linears}, {"trained", trained}};
 }
 
 json waits_report(const SpanTimes& times, double waited_for_activations, SpanTimes::Time stored) {

@@ -30,8 +30,9 @@ struct RunTotals {
   std::map<std::string, StageTotals> stages;
 };
 
-/// The part of one block: what the journal keeps and the report lists. Keys as in the README.
-nlohmann::json block_report(int block, const Variant& variant);
+/// The part of one block, whose tensors' names begin with `prefix`: what the journal keeps and the
+/// report lists. A window over several blocks is the first one's. Keys as in the README.
+nlohmann::json block_report(int block, const std::string& prefix, const Variant& variant);
 
 /// What waited for what while the block passed, in seconds: {`waits`, `times`}, keys as in the
 /// README. `waited_for_activations`: by the device's thread, inside forward and adapt. `stored`:

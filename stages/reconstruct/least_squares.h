@@ -17,6 +17,10 @@ namespace coppice {
 at::Tensor least_squares(const at::Tensor& dense, const at::Tensor& mask, const at::Tensor& gram,
                          double ridge);
 
+/// The same as it will be written: in the dtype of `dense`, every pruned weight +0.
+at::Tensor least_squares_as_written(const at::Tensor& dense, const at::Tensor& mask,
+                                    const at::Tensor& gram, double ridge);
+
 /// FLOP, and bytes held beside arguments and result, for a weight of that shape.
 double least_squares_flop(int64_t out, int64_t in);
 double least_squares_bytes(int64_t out, int64_t in);

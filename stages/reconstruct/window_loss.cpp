@@ -6,14 +6,16 @@
 #include <utility>
 
 #include "stages/model/block_forward.h"
+#include "stages/propagation.h"
+#include "stages/recomputed_source.h"
 #include "stages/reconstruct/loss.h"
 
 namespace coppice {
 
-at::Tensor window_output(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+at::Tensor window_output(const SpanJob& span, HalfRange halves, const WindowBlocks& weights,
                          MicroBatch x) {
   for (int half = halves.first; half < halves.last; ++half) {
-    x.hidden = forward_half(half_of(half), span.architecture, weights, span.rotary, x);
+    x.hidden = forward_half(half_of(half), span.architecture, weights.at(half / 2), span.rotary, x);
   }
   return std::move(x.hidden);
 }
@@ -23,7 +25,16 @@ void WindowData::announce(std::span<const int> order) {
   targets->announce(order);
 }
 
-double mean_loss(const SpanJob& span, HalfRange halves, const BlockWeights& weights,
+WindowData window_data(const SpanJob& span, HalfRange halves, const ReconstructOptions& options) {
+  const Boundary first = entering(input_stream(options), halves.first);
+  const auto inputs = [&] { return span.boundaries.source(first); };
+  if (options.propagation != Propagation::kSparse) {
+    return {inputs(), span.boundaries.source({Stream::kDense, halves.last})};
+  }
+  return {inputs(), std::make_unique<RecomputedSource>(span, halves, inputs())};
+}
+
+double mean_loss(const SpanJob& span, HalfRange halves, const WindowBlocks& weights,
                  WindowData& data, std::span<const int> windows,
                  const ReconstructOptions& options) {
   const at::NoGradGuard no_graph;

@@ -1,12 +1,9 @@
 #include "stages/reconstruct/window_trainer.h"
 
 #include <ATen/ops/zeros.h>
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <stdexcept>
 #include <utility>
 
 #include "stages/reconstruct.h"
@@ -14,18 +11,6 @@
 #include "stages/reconstruct/schedule.h"
 
 namespace coppice {
-namespace {
-
-constexpr int kMaxRetries = 2;
-
-std::vector<int> index_range(int first, int count) {
-  std::vector<int> indices(static_cast<size_t>(count));
-  std::iota(indices.begin(), indices.end(), first);
-  return indices;
-}
-
-}  // namespace
-
 WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
                              const ReconstructOptions& options, std::string name)
     : span_(span),
@@ -33,26 +18,15 @@ WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
       halves_(halves),
       options_(options),
       name_(std::move(name)),
-      data_{span.boundaries.inputs(halves), span.boundaries.targets(halves)},
-      weights_(span, halves, variant, options) {
-  const int num_windows = data_.inputs->num_windows();
-  if (num_windows < 2) {
-    throw std::invalid_argument(
-        fmt::format("{}: reconstruction needs at least 2 calibration windows, one to train on and "
-                    "one held out, found {}: raise nsamples",
-                    name_, num_windows));
-  }
-  const int num_held = num_held_out(options.validation_fraction, num_windows);
-  num_training_ = num_windows - num_held;
-  held_out_ = index_range(num_training_, num_held);
-  first_ = index_range(0, std::min(num_held, num_training_));
-}
+      data_(window_data(span, halves, options)),
+      weights_(span, halves, variant, options),
+      split_(hold_out(options, data_.inputs->num_windows(), name_)) {}
 
 void WindowTrainer::run(WindowReport& report) {
   {
     const std::vector<at::Tensor> pruned = weights_.values();
-    report.validation_pruned = report.validation_reconstructed = evaluate(pruned, held_out_);
-    report.loss_pruned = report.loss_reconstructed = evaluate(pruned, first_);
+    report.validation_pruned = report.validation_reconstructed = evaluate(pruned, split_.held_out);
+    report.loss_pruned = report.loss_reconstructed = evaluate(pruned, split_.first);
   }
   if (!std::isfinite(report.validation_pruned)) {
     report.fallback = "the held-out loss of the pruned weights is not finite";
@@ -60,15 +34,16 @@ void WindowTrainer::run(WindowReport& report) {
   }
   if (fits_least_squares(options_)) fit(report);
   if (trains_adamw(options_)) train(report);
-  if (report.kept != "pruned") report.loss_reconstructed = evaluate(weights_.values(), first_);
+  if (report.kept != "pruned")
+    report.loss_reconstructed = evaluate(weights_.values(), split_.first);
 }
 
 void WindowTrainer::fit(WindowReport& report) {
   const std::vector<at::Tensor> fitted = weights_.fitted(options_.ridge);
-  report.validation_fitted = evaluate(fitted, held_out_);
+  report.validation_fitted = evaluate(fitted, split_.held_out);
   if (!(report.validation_fitted < report.validation_reconstructed)) {  // nor if it is NaN
-    report.fallback = fmt::format("least squares: the held-out loss became {:g}, it was {:g}",
-                                  report.validation_fitted, report.validation_reconstructed);
+    report.fallback =
+        not_better("least squares", report.validation_fitted, report.validation_reconstructed);
     return;
   }
   report.kept = "least_squares";
@@ -87,11 +62,9 @@ void WindowTrainer::train(WindowReport& report) {
   report.lr = options.lr;
   report.steps = last.steps;
   if (!last.is_finite) {
-    report.fallback = fmt::format(
-        "the loss was not finite at rate {:g}, nor at twice and four times it", options.lr);
+    report.fallback = diverged(options.lr);
   } else if (last.best.empty()) {
-    report.fallback = fmt::format("AdamW: the held-out loss became {:g}, it was {:g}",
-                                  last.best_validation, report.validation_reconstructed);
+    report.fallback = not_better("AdamW", last.best_validation, report.validation_reconstructed);
   } else {
     report.fallback.clear();
     report.kept = "adamw";
@@ -112,14 +85,15 @@ void WindowTrainer::keep(const std::vector<at::Tensor>& values) {
 
 WindowTrainer::Attempt WindowTrainer::attempt(const ReconstructOptions& options,
                                               double validation_to_beat) {
-  const int64_t steps_per_epoch = (num_training_ + options.batch_size - 1) / options.batch_size;
+  const int64_t steps_per_epoch =
+      (split_.num_training + options.batch_size - 1) / options.batch_size;
   const int64_t num_steps = steps_per_epoch * options.epochs;
   Attempt result;
   result.best_validation = INFINITY;
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
     const double loss = run_epoch(options, epoch, num_steps, result.steps).item<double>();
     std::vector<at::Tensor> values = weights_.values();
-    const double validation = evaluate(values, held_out_);
+    const double validation = evaluate(values, split_.held_out);
     result.is_finite = std::isfinite(loss) && std::isfinite(validation);
     if (!result.is_finite) break;
     if (validation < std::min(validation_to_beat, result.best_validation)) {
@@ -132,7 +106,7 @@ WindowTrainer::Attempt WindowTrainer::attempt(const ReconstructOptions& options,
 
 at::Tensor WindowTrainer::run_epoch(const ReconstructOptions& options, int epoch, int64_t num_steps,
                                     int64_t& step) {
-  const std::vector<int> order = epoch_order(options, name_, epoch, num_training_);
+  const std::vector<int> order = epoch_order(options, name_, epoch, split_.num_training);
   data_.announce(order);
   const std::span<const int> all(order);
   const size_t batch_size = static_cast<size_t>(options.batch_size);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "stages/reconstruct/keep_best.h"
 #include "stages/reconstruct/window_loss.h"
 #include "stages/reconstruct/window_weights.h"
 #include "stages/span_job.h"
@@ -51,9 +52,7 @@ class WindowTrainer {
   std::string name_;
   WindowData data_;
   WindowWeights weights_;
-  int num_training_;
-  std::vector<int> held_out_;
-  std::vector<int> first_;  // training windows on which losses are reported
+  HoldOut split_;
 };
 
 }  // namespace coppice

@@ -13,34 +13,37 @@ namespace coppice {
 
 WindowWeights::WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
                              const ReconstructOptions& options)
-    : span_(span), variant_(variant), block_(halves.first_block()), trains_(trains_adamw(options)) {
+    : span_(span), variant_(variant), trains_(trains_adamw(options)) {
   for (int half = halves.first; half < halves.last; ++half) {
     for (const LinearSpec& spec : span.architecture.linears) {
-      if (spec.half == half_of(half)) add_linear(spec, options);
+      if (spec.half == half_of(half)) add_linear(half, spec, options);
     }
     for (const NormSpec& spec : span.architecture.norms) {
-      if (spec.half == half_of(half)) add_norm(spec, options);
+      if (spec.half == half_of(half)) add_norm(half, spec, options);
     }
   }
 }
 
-void WindowWeights::add_linear(const LinearSpec& spec, const ReconstructOptions& options) {
-  const std::string name = in_block(span_.architecture, block_, spec.name);
-  const Linear& dense = span_.dense.linears.at(spec.role);
-  Linear& leaf = leaves_.linears[spec.role];
-  leaf.weight = train(name + ".weight", dense.weight, Trained::Kind::kWeight, spec.role);
+void WindowWeights::add_linear(int half, const LinearSpec& spec,
+                               const ReconstructOptions& options) {
+  const int block = half / 2;
+  const std::string name = in_block(span_.architecture, block, spec.name);
+  const Linear& dense = span_.dense_at(half).linears.at(spec.role);
+  Linear& leaf = leaves_[block].linears[spec.role];
+  leaf.weight = train(name + ".weight", dense.weight, Trained::Kind::kWeight, block, spec.role);
   if (!dense.bias.defined()) return;
   leaf.bias = options.train_biases
-                  ? train(name + ".bias", dense.bias, Trained::Kind::kBias, spec.role)
+                  ? train(name + ".bias", dense.bias, Trained::Kind::kBias, block, spec.role)
                   : start_value(name + ".bias", dense.bias).to(span_.compute);
 }
 
-void WindowWeights::add_norm(const NormSpec& spec, const ReconstructOptions& options) {
-  const std::string name = in_block(span_.architecture, block_, spec.name) + ".weight";
-  const at::Tensor& dense = span_.dense.norms.at(spec.role);
-  leaves_.norms[spec.role] = options.train_norms
-                                 ? train(name, dense, Trained::Kind::kNorm, spec.role)
-                                 : start_value(name, dense).to(span_.compute);
+void WindowWeights::add_norm(int half, const NormSpec& spec, const ReconstructOptions& options) {
+  const int block = half / 2;
+  const std::string name = in_block(span_.architecture, block, spec.name) + ".weight";
+  const at::Tensor& dense = span_.dense_at(half).norms.at(spec.role);
+  leaves_[block].norms[spec.role] = options.train_norms
+                                        ? train(name, dense, Trained::Kind::kNorm, block, spec.role)
+                                        : start_value(name, dense).to(span_.compute);
 }
 
 at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor& dense) const {
@@ -49,10 +52,11 @@ at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor&
 }
 
 at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& dense,
-                                Trained::Kind kind, const std::string& role) {
+                                Trained::Kind kind, int block, const std::string& role) {
   Trained trained;
   trained.dense = dense;
   trained.kind = kind;
+  trained.block = block;
   trained.role = role;
   AdamWState& state = trained.state;
   const at::Tensor start = start_value(name, dense);
@@ -116,21 +120,19 @@ std::vector<at::Tensor> WindowWeights::fitted(double ridge) const {
     if (!trained.state.mask.defined()) continue;
     const std::string& input = span_.architecture.linear(trained.role).input;
     const InputStatistics& statistics =
-        span_.statistics.at(in_block(span_.architecture, block_, input));
-    values = least_squares(trained.dense, trained.state.mask, statistics.gram, ridge)
-                 .to(trained.dense.scalar_type())
-                 .add_(0)  // no −0
-                 .masked_fill_(trained.state.mask.logical_not(), 0);
+        span_.statistics.at(in_block(span_.architecture, trained.block, input));
+    values = least_squares_as_written(trained.dense, trained.state.mask, statistics.gram, ridge);
   }
   return fitted;
 }
 
-BlockWeights WindowWeights::with(const std::vector<at::Tensor>& values) const {
-  BlockWeights weights = leaves_;
+WindowBlocks WindowWeights::with(const std::vector<at::Tensor>& values) const {
+  WindowBlocks blocks = leaves_;
   for (size_t i = 0; i < trained_.size(); ++i) {
     const Trained& trained = trained_[i];
     if (!values[i].defined()) continue;
     const at::Tensor value = values[i].to(span_.compute);
+    BlockWeights& weights = blocks.at(trained.block);
     switch (trained.kind) {
       case Trained::Kind::kWeight:
         weights.linears.at(trained.role).weight = value;
@@ -143,7 +145,7 @@ BlockWeights WindowWeights::with(const std::vector<at::Tensor>& values) const {
         break;
     }
   }
-  return weights;
+  return blocks;
 }
 
 }  // namespace coppice

@@ -8,6 +8,7 @@
 
 #include "stages/model/block_weights.h"
 #include "stages/ops/masked_adamw.h"
+#include "stages/reconstruct/window_loss.h"  // WindowBlocks
 #include "stages/reconstruct_options.h"
 #include "stages/span_job.h"
 
@@ -28,7 +29,7 @@ class WindowWeights {
   const std::vector<std::string>& names() const { return names_; }
 
   /// The window's tensors in the compute dtype; the trained ones are leaves that collect gradients.
-  const BlockWeights& leaves() const { return leaves_; }
+  const WindowBlocks& leaves() const { return leaves_; }
 
   /// Updates every trained tensor by its gradient, and releases the gradients. Where AdamW trains.
   void step(const AdamWStep& step);
@@ -45,30 +46,30 @@ class WindowWeights {
 
   /// The window with such values in the compute dtype (an undefined one: the leaf), for
   /// evaluation without a graph.
-  BlockWeights with(const std::vector<at::Tensor>& values) const;
+  WindowBlocks with(const std::vector<at::Tensor>& values) const;
 
  private:
   struct Trained {
     at::Tensor dense;  // stored dtype, owned by the job
     at::Tensor leaf;
     AdamWState state;
+    int block;
     std::string role;
     enum class Kind { kWeight, kBias, kNorm } kind;
   };
 
   at::Tensor start_value(const std::string& name, const at::Tensor& dense) const;
-  at::Tensor train(const std::string& name, const at::Tensor& dense, Trained::Kind kind,
+  at::Tensor train(const std::string& name, const at::Tensor& dense, Trained::Kind kind, int block,
                    const std::string& role);
-  void add_linear(const LinearSpec& spec, const ReconstructOptions& options);
-  void add_norm(const NormSpec& spec, const ReconstructOptions& options);
+  void add_linear(int half, const LinearSpec& spec, const ReconstructOptions& options);
+  void add_norm(int half, const NormSpec& spec, const ReconstructOptions& options);
 
   const SpanJob& span_;
   const Variant& variant_;
-  int block_;
   bool trains_;  // else there are no moments
   std::vector<std::string> names_;
   std::vector<Trained> trained_;
-  BlockWeights leaves_;
+  WindowBlocks leaves_;
 };
 
 }  // namespace coppice

@@ -100,6 +100,15 @@ Fingerprint fingerprint_checkpoint(const CheckpointReader& checkpoint) {
   return fingerprint;
 }
 
+std::string fingerprint_shards(const CheckpointReader& checkpoint) {
+  std::string text;
+  for (size_t shard = 0; shard < checkpoint.files().size(); ++shard) {
+    if (!text.empty()) text += ";";
+    text += describe_shard(*checkpoint.files()[shard], checkpoint.headers()[shard].data_offset);
+  }
+  return text;
+}
+
 std::vector<std::string> differing_keys(const Fingerprint& a, const Fingerprint& b) {
   std::vector<std::string> keys;
   for (const auto& [key, value] : a) {

@@ -17,6 +17,9 @@ using Fingerprint = std::map<std::string, std::string>;
 /// XXH3 of config.json. Reads a few MiB per shard. Throws IoError.
 Fingerprint fingerprint_checkpoint(const CheckpointReader& checkpoint);
 
+/// The shards alone, as one value: of a directory without a config.json.
+std::string fingerprint_shards(const CheckpointReader& checkpoint);
+
 /// The keys whose values differ or that only one side has, sorted.
 std::vector<std::string> differing_keys(const Fingerprint& a, const Fingerprint& b);
 

@@ -46,12 +46,12 @@ class StreamBench {
         machine_({}, [](const std::string& line) { fmt::print(stderr, "{}\n", line); }),
         scratch_(std::move(scratch)),
         compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
-    for (int block = 0; block < model_.architecture.num_blocks; ++block) {
-      blocks_.push_back(spans_.block_span(block));
+    blocks_ = spans_.block_spans();
+    for (size_t block = 0; block < blocks_.size(); ++block) {
       slots_.push_back(machine_.device().allocate_slot(spans_.slot_bytes()));
     }
     if (rate > 0) paced_.emplace(machine_.engine(), rate);
-    machine_.read_often(model_.checkpoint.files());
+    machine_.read_often(spans_.files());
     machine_.device().executor().run([this] {
       rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
                                   tokens_.seqlen, compute_, machine_.device().where());
@@ -65,7 +65,7 @@ class StreamBench {
     return with_cache([this](CachedBoundaries& cached) {
       return stream(2, Reads::kYes, [&](GraphSpan& span) {
         compute(span, cached);
-        cached.expire({Stream::kDense, 2 * work_of(span).span.block});
+        cached.expire({Stream::kDense, 2 * work_of(span).span.first_block});
       });
     });
   }
@@ -81,8 +81,8 @@ class StreamBench {
   double io_alone() {
     return with_cache([this](CachedBoundaries& cached) {
       return stream(2, Reads::kYes, [&](GraphSpan& span) {
-        const int half = 2 * work_of(span).span.block;
-        const auto source = cached.inputs({half, half + 1});
+        const int half = 2 * work_of(span).span.first_block;
+        const auto source = cached.source({Stream::kDense, half});
         const auto sink = cached.sink({Stream::kDense, half + 2});
         std::vector<int> order(size_t(tokens_.count()));
         std::iota(order.begin(), order.end(), 0);
@@ -163,7 +163,7 @@ class StreamBench {
     GraphWork work;
     work.num_spans = int(blocks_.size());
     work.plan = [&](GraphSpan& span) {
-      plan_span(span, model_, spans_, blocks_[size_t(span.index)]);
+      plan_span(span, spans_, blocks_[size_t(span.index)]);
       if (reads == Reads::kNo) span.plan.reads.clear();
     };
     work.forward = std::move(forward);

@@ -53,7 +53,11 @@ Recipe unusual_recipe() {
            {"prune.comparison", "matrix"},
            {"prune.targets", "re:.*\\.[0-9]{1,,2}\\.mlp,it's \"odd\": # &x,null"},
            {"prune.ignore", ""},
-           {"reconstruct.window", "block"},
+           {"prune.statistics", "propagated"},
+           {"prune.masks", "runs/some, where"},
+           {"prune.export_masks", "true"},
+           {"reconstruct.window", "3"},
+           {"reconstruct.propagation", "mixed"},
            {"reconstruct.loss", "cosine"},
            {"reconstruct.solver", "least_squares+adamw"},
            {"reconstruct.ridge", "0.1"},
@@ -101,7 +105,6 @@ TEST(Recipe, UnusualRecipeOfThisTestLeavesNoKeyAtItsDefault) {
   const Recipe recipe = unusual_recipe();
   const Recipe defaults;
   for (const RecipeKey& key : recipe_keys()) {
-    if (key.name == "propagation") continue;  // of one value so far
     EXPECT_NE(key.get(recipe), key.get(defaults)) << key.path();
   }
 }
@@ -116,7 +119,7 @@ TEST(Recipe, SetReachesTheMemberThatTheKeyNames) {
   EXPECT_THAT(recipe.prune.targets,
               ElementsAre("re:.*\\.[0-9]{1,2}\\.mlp", "it's \"odd\": # &x", "null"));
   EXPECT_THAT(recipe.prune.ignore, IsEmpty());
-  EXPECT_EQ(recipe.reconstruct.window, WindowKind::kBlock);
+  EXPECT_EQ(recipe.reconstruct.window, (Window{WindowKind::kBlock, 3}));
   EXPECT_EQ(recipe.reconstruct.epochs, 7);
   EXPECT_EQ(recipe.reconstruct.batch_size, 3);
   EXPECT_EQ(recipe.reconstruct.lr, 1.2345678901234567e-05);
@@ -224,9 +227,10 @@ INSTANTIATE_TEST_SUITE_P(
         WrongValue{"prune.comparison", "layer", "one of auto, row, matrix"},
         WrongValue{"prune.block_sparsities", "1", "less than 1"},
         WrongValue{"prune.sparsity_map", "up_proj", "as in re:.*mlp.*=0.6"},
-        WrongValue{"reconstruct.window", "half", "one of none, half-block, block"},
-        WrongValue{"reconstruct.propagation", "sparse", "comes later; this version has dense"},
-        WrongValue{"reconstruct.propagation", "mixed", "comes later; this version has dense"},
+        WrongValue{"reconstruct.window", "half",
+                   "one of none, matrix, half-block, block, or a number of blocks"},
+        WrongValue{"reconstruct.window", "0", "a number of blocks, at least 1"},
+        WrongValue{"reconstruct.propagation", "spares", "one of dense, sparse, mixed"},
         WrongValue{"reconstruct.loss", "mae", "one of mse, mse_normalized, cosine"},
         WrongValue{"reconstruct.solver", "lstsq",
                    "one of adamw, least_squares, least_squares+adamw"},
@@ -359,8 +363,54 @@ TEST(Recipe, ReconstructionNeedsTwoWindows) {
   Recipe recipe = recipe_of("calibration: {nsamples: 1}\n");
   EXPECT_THAT([&] { check_recipe(recipe, {}); },
               ThrowsMessage<ConfigError>(HasSubstr("calibration.nsamples: 1: at least 2")));
-  recipe.reconstruct.window = WindowKind::kNone;
+  recipe.reconstruct.window = {WindowKind::kNone};
   EXPECT_NO_THROW(check_recipe(recipe, {}));
+}
+
+TEST(Recipe, OneBlockIsABlock) {
+  EXPECT_EQ(recipe_of("reconstruct: {window: 1}\n").reconstruct.window,
+            recipe_of("reconstruct: {window: block}\n").reconstruct.window);
+}
+
+TEST(Recipe, PropagatedStatisticsNeedAPropagatedPrefix) {
+  Recipe recipe = recipe_of("prune: {statistics: propagated}\n");
+  EXPECT_THAT([&] { check_recipe(recipe, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr("prune.statistics: propagated")));
+  recipe.reconstruct.propagation = Propagation::kSparse;
+  EXPECT_NO_THROW(check_recipe(recipe, {}));
+}
+
+TEST(Recipe, GivenMasksDecideAlone) {
+  Recipe recipe = recipe_of("prune: {masks: runs/pruned}\n");
+  check_recipe(recipe, {"prune.masks"});
+  EXPECT_EQ(recipe.prune.method, PruneMethod::kGiven);
+  recipe = recipe_of("prune: {masks: runs/pruned, method: wanda}\n");
+  EXPECT_THAT(
+      [&] {
+        check_recipe(recipe, {"prune.masks", "prune.method"});
+      },
+      ThrowsMessage<ConfigError>(HasSubstr("prune.masks: decide instead of scores")));
+  recipe = recipe_of("prune: {masks: runs/pruned, sparsity: 0.6}\n");
+  EXPECT_THAT(
+      [&] {
+        check_recipe(recipe, {"prune.masks", "prune.sparsity"});
+      },
+      ThrowsMessage<ConfigError>(HasSubstr("prune.masks: decide what is pruned")));
+}
+
+TEST(Recipe, WrittenRecipeOfGivenMasksIsTakenAgain) {
+  Recipe recipe = recipe_of("prune: {masks: runs/pruned}\n");
+  check_recipe(recipe, {"prune.masks"});
+  const RecipeFile written(write_recipe(recipe));
+  Recipe again;
+  EXPECT_NO_THROW(check_recipe(again, read_recipe(written.path(), again)));
+  EXPECT_EQ(again.prune.method, PruneMethod::kGiven);
+}
+
+TEST(Recipe, GivenNeedsMasks) {
+  Recipe recipe = recipe_of("prune: {method: given}\n");
+  EXPECT_THAT([&] { check_recipe(recipe, {"prune.method"}); },
+              ThrowsMessage<ConfigError>(HasSubstr("prune.masks names their directory")));
 }
 
 TEST(Recipe, ComparisonIsOfUnstructuredScoresThatCanBeComparedSo) {

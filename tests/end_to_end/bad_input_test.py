@@ -63,6 +63,14 @@ class BadInput(ProgramTest):
     def test_sparsities_of_another_number_of_blocks(self):
         self.refused(2, "2 numbers for a model of 3 blocks", block_sparsities="0.1,0.2")
 
+    def test_window_larger_than_the_model(self):
+        self.refused(2, "reconstruct.window: 4 blocks: the model has 3", window=4)
+
+    def test_masks_of_another_model(self):
+        model = self.model("llama_bias_llama3_fp32")
+        self.refused(2, "prune.masks", masks=model)
+        self.refused(3, "no_such_place", masks="no_such_place")
+
     def test_missing_shard(self):
         model = self.model()
         self.single_shard(model).unlink()

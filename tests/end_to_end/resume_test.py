@@ -33,18 +33,32 @@ class Resume(ProgramTest):
         return process.returncode == -signal.SIGKILL
 
     def test_killed_at_any_moment_continues_to_the_same_bytes(self):
-        self.coppice(*self.arguments("undisturbed"))
-        golden = shards(self.dir / "undisturbed")
+        self.check_kills(rounds=4)
+
+    def test_what_the_pruned_prefix_hands_on_continues_as_well(self):
+        for propagation, window in (("sparse", "half-block"), ("mixed", "half-block"), ("sparse", 2)):
+            with self.subTest(propagation=propagation, window=window):
+                self.check_kills(
+                    rounds=1, propagation=propagation, window=window, nsamples=32, epochs=4
+                )
+
+    def test_a_window_of_several_blocks_continues_as_well(self):
+        self.check_kills(rounds=2, window=2, nsamples=32, epochs=4)
+
+    def check_kills(self, rounds, **keys):
+        tag = "".join(str(value) for value in keys.values())
+        self.coppice(*self.arguments(f"undisturbed{tag}", **keys))
+        golden = shards(self.dir / f"undisturbed{tag}")
         seed = random.randrange(10**6)
         print(f"seed {seed}")
         draw = random.Random(seed)
         kills = 0
-        for round_number in range(4):
-            output = f"killed{round_number}"
-            arguments = self.arguments(output)
+        for round_number in range(rounds):
+            output = f"killed{tag}{round_number}"
+            arguments = self.arguments(output, **keys)
             for blocks in draw.choices([0, 1], k=3):  # a resumed run reports only the blocks it does
                 kills += self.kill_after(arguments, blocks, draw.uniform(0, 0.5))
-                arguments = self.arguments(output, resume=True)
+                arguments = self.arguments(output, resume=True, **keys)
             self.coppice(*arguments)
             self.assertEqual(shards(self.dir / output), golden, f"seed {seed}, round {round_number}")
             self.assertEqual(list((self.dir / output).glob("*.tmp")), [])

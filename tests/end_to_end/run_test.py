@@ -2,6 +2,7 @@
 
 import json
 import unittest
+from pathlib import Path
 
 import numpy as np
 from support import ProgramTest, as_float, report, tensors
@@ -64,6 +65,88 @@ class Run(ProgramTest):
         self.check_against_report(
             model, self.pruned(model, window="block", prune_method="magnitude")
         )
+
+    def test_every_window_and_propagation_does_what_the_report_says(self):
+        model, tokens = self.model(), self.tokens(300)
+        for window in ("none", "matrix", "half-block", "block", 2):
+            for propagation in ("dense", "sparse", "mixed"):
+                for statistics in ("auto", "dense") if window == "half-block" else ("auto",):
+                    with self.subTest(f"{window} {propagation} {statistics}"):
+                        output = self.dir / f"out_{window}_{propagation}_{statistics}"
+                        self.coppice(
+                            *self.run_arguments(
+                                model,
+                                tokens,
+                                output,
+                                window=window,
+                                propagation=propagation,
+                                statistics=statistics,
+                                solver="least_squares+adamw",
+                            )
+                        )
+                        _, trained = self.check_against_report(model, output)
+                        self.assertEqual(bool(trained), window != "none")
+                        work = Path(f"{output}.work")
+                        self.assertEqual(list(work.glob("*.h5")), [])
+
+    def test_a_window_of_several_blocks_is_the_first_ones(self):
+        model = self.model()
+        told = report(self.pruned(model, window=2))
+        windows = [[w["name"] for w in block["windows"]] for block in told["blocks"]]
+        self.assertEqual(windows, [["2 blocks"], [], ["block"]])
+        self.assertEqual([len(block["linears"]) for block in told["blocks"]], [7, 7, 7])
+
+    def test_statistics_of_the_first_block_do_not_depend_on_the_propagation(self):
+        model, tokens = self.model(), self.tokens(300)
+        made = {}
+        for propagation in ("dense", "sparse"):
+            output = self.dir / propagation
+            keys = {"propagation": propagation, "window": "none"}
+            self.coppice(*self.run_arguments(model, tokens, output, **keys))
+            made[propagation] = tensors(output)
+        differing = {
+            name.split(".")[2]
+            for name, tensor in made["dense"].items()
+            if tensor != made["sparse"][name]
+        }
+        self.assertIn("1", differing)  # its inputs are those of a pruned block
+        self.assertEqual(
+            made["dense"]["model.layers.0.self_attn.q_proj.weight"],
+            made["sparse"]["model.layers.0.self_attn.q_proj.weight"],
+        )
+
+    def test_exported_masks_are_read_back_to_the_same_bytes(self):
+        model, tokens = self.model(), self.tokens(300)
+        for window in ("half-block", 2):
+            made, again = self.dir / f"made_{window}", self.dir / f"again_{window}"
+            self.coppice(
+                *self.run_arguments(model, tokens, made, window=window, export_masks="true")
+            )
+            masks, weights = tensors(made / "masks"), tensors(made)
+            for name, (dtype, shape, data) in masks.items():
+                weight = as_float(weights[name.removesuffix(".bitmask")])
+                self.assertEqual(dtype, "U8", name)
+                bits = np.frombuffer(data, np.uint8).reshape(shape)
+                kept = np.unpackbits(bits, axis=-1, count=weight.shape[1], bitorder="little")
+                self.assertFalse(weight[kept == 0].any(), name)
+                self.assertEqual(kept.sum(), weight.size - weight.shape[0] * (weight.shape[1] // 2))
+            self.assertEqual(len(masks), 3 * 7)
+            self.coppice(*self.run_arguments(model, tokens, again, window=window, masks=made))
+            self.assertEqual(tensors(again), weights)
+            methods = {l["method"] for b in report(again)["blocks"] for l in b["linears"]}
+            self.assertEqual(methods, {"given"})
+
+    def test_zeros_of_a_checkpoint_are_a_mask(self):
+        model, tokens = self.model(), self.tokens(300)
+        pruned, made = self.dir / "pruned", self.dir / "made"
+        self.coppice(*self.run_arguments(model, tokens, pruned, window="none", sparsity=0.6))
+        self.coppice(*self.run_arguments(model, tokens, made, masks=pruned, ignore="down_proj"))
+        before, after = tensors(pruned), tensors(made)
+        touched, _ = self.check_against_report(model, made)
+        self.assertFalse([name for name in touched if "down_proj" in name])
+        for name in touched:
+            zeros = as_float(before[name]) == 0
+            self.assertFalse(as_float(after[name])[zeros].any(), name)
 
     def test_every_method_prunes_what_the_report_says(self):
         model = self.model()

@@ -39,11 +39,7 @@ class Subject {
 
   std::vector<ModelSpan> embed_spans() const { return spans.embed_spans(); }
   std::vector<ModelSpan> head_spans() const { return spans.head_spans(spans.head_rows_per_span()); }
-  std::vector<ModelSpan> block_spans() const {
-    std::vector<ModelSpan> blocks;
-    for (int i = 0; i < model.architecture.num_blocks; ++i) blocks.push_back(spans.block_span(i));
-    return blocks;
-  }
+  std::vector<ModelSpan> block_spans() const { return spans.block_spans(); }
   int64_t num_blocks() const { return model.architecture.num_blocks; }
 
   const SourceModel model;
@@ -144,11 +140,27 @@ TEST(ModelSpans, SlotGrowsToTheRowsOfOneWindow) {
   expect_every_plan_fits(model.subject);
 }
 
+TEST(ModelSpans, SeveralBlocksMayTravelTogether) {
+  const Subject one = golden("llama_fp32");
+  const ModelSpans two(one.model, one.tokens, 2);
+  const std::vector<ModelSpan> spans = two.block_spans();
+  ASSERT_EQ(spans.size(), 2u);  // of three blocks
+  EXPECT_EQ(spans[0].name, "blocks 0-1");
+  EXPECT_EQ(spans[1].name, "block 2");
+  EXPECT_EQ(two.span_of_block(1).first_block, 0);
+  EXPECT_EQ(two.span_of_block(2).last_block, 3);
+  const SpanReads reads = two.reads_of(spans[0]);
+  EXPECT_EQ(reads.placement_of.size(),
+            one.spans.reads_of(one.spans.span_of_block(0)).placement_of.size() +
+                one.spans.reads_of(one.spans.span_of_block(1)).placement_of.size());
+  EXPECT_LE(reads.plan.slot_bytes, two.slot_bytes());
+}
+
 TEST(ModelSpans, EveryTensorOfABlockLiesWhereItsPlanSays) {
   for (const char* folder : kGoldenFolders) {
     const Subject subject = golden(folder);
     for (int block = 0; block < subject.num_blocks(); ++block) {
-      const Slot slot(subject, subject.spans.block_span(block));
+      const Slot slot(subject, subject.spans.span_of_block(block));
       const auto tensors = block_tensors(subject.model.architecture, block);
       EXPECT_EQ(slot.reads().placement_of.size(), tensors.size());
       for (const NamedShape& tensor : tensors) {

@@ -50,11 +50,12 @@ class Output {
     const TokenWindows tokens{{0}, 1, "", ""};
     const ModelSpans spans(model, tokens);
     GraphSpan span;
-    plan_span(span, model, spans, spans.block_span(block));
+    plan_span(span, spans, spans.span_of_block(block));
     AlignedBuffer slot = testing::filled_slot(span.plan, model.checkpoint);
     span.slot = slot.span();
     std::vector<std::byte> memory(directory.largest_image_bytes());
-    return directory.write_block(block, directory.assemble_block(memory, span, variant, *device_));
+    return directory.write_block(block,
+                                 directory.assemble_block(memory, block, span, variant, *device_));
   }
   void write_all_but_the_index() {
     directory.write_outer();
@@ -195,6 +196,18 @@ TEST(OutputDirectory, LargestImageIsOfTheBlockWithTheLongestNames) {
   Output output(source.path());
   EXPECT_EQ(output.directory.largest_image_bytes(), output.write_block(10).bytes);
   EXPECT_GT(output.directory.largest_image_bytes(), output.write_block(9).bytes);
+}
+
+TEST(OutputDirectory, ShardsOfSeveralBlocksLieSideBySide) {
+  Output output(golden_directory("llama_fp32"));
+  const OutputDirectory& directory = output.directory;
+  std::vector<std::byte> memory(directory.largest_image_bytes(2));
+  const std::span<std::byte> first = directory.part_of(memory, 1, 1);
+  const std::span<std::byte> second = directory.part_of(memory, 1, 2);
+  EXPECT_EQ(first.data(), memory.data());
+  EXPECT_EQ(first.size(), output.write_block(1).bytes);
+  EXPECT_GE(second.data(), first.data() + first.size());
+  EXPECT_EQ(second.size(), output.write_block(2).bytes);
 }
 
 TEST(OutputDirectory, TotalIsNoLessThanTheShards) {

@@ -36,7 +36,7 @@ TEST_F(RunStateTest, RemembersWhatWasRecorded) {
     EXPECT_FALSE(state.is_resumed());
     state.record_outer(write_file(dir_ / "out/outer", "abc"));
     state.record_boundary({Stream::kDense, 4}, write_file(dir_ / "work/dense.4.h5", "x"));
-    state.record_block(1, write_file(dir_ / "out/shard", "def"), {{"block", 1}});
+    state.record_block(1, {write_file(dir_ / "out/shard", "def")}, {{"block", 1}});
   }
   RunState state = open(Resume::kYes);
   EXPECT_TRUE(state.is_resumed());
@@ -52,8 +52,8 @@ TEST_F(RunStateTest, RemembersWhatWasRecorded) {
 TEST_F(RunStateTest, RecordWithoutItsFileDoesNotCount) {
   {
     RunState state = open(Resume::kNo);
-    state.record_block(0, write_file(dir_ / "out/lost", "abc"), {{"block", 0}});
-    state.record_block(1, write_file(dir_ / "out/cut", "abc"), {{"block", 1}});
+    state.record_block(0, {write_file(dir_ / "out/lost", "abc")}, {{"block", 0}});
+    state.record_block(1, {write_file(dir_ / "out/cut", "abc")}, {{"block", 1}});
   }
   std::filesystem::remove(dir_ / "out/lost");
   std::filesystem::resize_file(dir_ / "out/cut", 1);

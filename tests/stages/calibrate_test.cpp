@@ -51,6 +51,31 @@ TEST(Calibrate, WritesTheBoundariesSomebodyAsksFor) {
   }
 }
 
+TEST(Calibrate, ThePropagatedStreamGivesStatisticsAndNoBoundary) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.boundaries.propagated[1] = span.boundaries.held[1];
+  for (at::Tensor& x : span.boundaries.propagated[1]) x = x.mul(3);
+  span.boundaries.wanted = {2};
+  span.boundaries.held.erase(2);
+  span.job.statistics["left from before"] = {};
+  WindowJob job{span.job, {1, 2}};
+  Calibrate({.statistics = Calibrate::Statistics::kSquares, .stream = Stream::kPropagated})
+      .run(job);
+  EXPECT_FALSE(span.boundaries.held.contains(2));
+  EXPECT_FALSE(span.boundaries.propagated.contains(2));
+  EXPECT_THAT(span.job.statistics,
+              UnorderedElementsAre(Key("model.layers.0.mlp_in"), Key("model.layers.0.mlp_units")));
+  const auto& weights = span.job.dense[0];
+  at::Tensor squares = at::zeros({span.architecture.hidden}, at::kDouble);
+  for (const at::Tensor& x : span.boundaries.propagated[1]) {
+    const at::Tensor normed =
+        weights.norms.at("before_mlp") * rms_normalize(x, span.architecture.norm_epsilon);
+    squares += normed.to(at::kDouble).square().sum(0);
+  }
+  EXPECT_THAT(span.job.statistics.at("model.layers.0.mlp_in").sum_of_squares.to(at::kFloat),
+              IsCloseTo(squares.to(at::kFloat)));
+}
+
 TEST(Calibrate, StatisticsAreSquaresOfWhatTheLinearsRead) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   run(span);
@@ -60,7 +85,7 @@ TEST(Calibrate, StatisticsAreSquaresOfWhatTheLinearsRead) {
                            Key("model.layers.0.mlp_in"), Key("model.layers.0.mlp_units")));
   at::Tensor sum = at::zeros({20}, at::TensorOptions(at::kDouble));
   for (const at::Tensor& x : span.boundaries.held[0]) {
-    const at::Tensor normed = span.job.dense.norms.at("before_attention") *
+    const at::Tensor normed = span.job.dense[0].norms.at("before_attention") *
                               rms_normalize(x, span.architecture.norm_epsilon);
     sum.add_(normed.to(at::kDouble).square().sum(0));
   }
@@ -77,7 +102,7 @@ TEST(Calibrate, GramMatricesAreOfTheWindowsThatAreNotHeldOut) {
     at::Tensor sum = at::zeros({20, 20}, at::TensorOptions(at::kDouble));
     for (size_t i = 0; i < (fraction == 0 ? 3 : 2); ++i) {
       const at::Tensor normed =
-          span.job.dense.norms.at("before_attention") *
+          span.job.dense[0].norms.at("before_attention") *
           rms_normalize(span.boundaries.held[0][i], span.architecture.norm_epsilon);
       sum.add_(normed.to(at::kDouble).t().mm(normed.to(at::kDouble)));
     }
@@ -117,19 +142,19 @@ TEST(Calibrate, Bf16WeightsMayBeComputedWithInFp32) {
   const testing::Windows expected = span.boundaries.held[1];
   run(span);
   EXPECT_THAT(span.boundaries.held[1][2], IsIdenticalTo(expected[2]));
-  EXPECT_EQ(span.job.dense.linears.at("q").weight.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(span.job.dense[0].linears.at("q").weight.scalar_type(), at::kBFloat16);
 }
 
 TEST(Calibrate, NanInAWeightIsNamedBeforeAnythingIsRead) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  span.job.dense.linears.at("up").weight[3][4] = std::numeric_limits<double>::quiet_NaN();
+  span.job.dense[0].linears.at("up").weight[3][4] = std::numeric_limits<double>::quiet_NaN();
   EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.mlp.up_proj.weight: 1 of 660"));
   EXPECT_TRUE(span.boundaries.announced.empty());
 }
 
 TEST(Calibrate, InfinityInTheOutputNamesTheHalf) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  span.job.dense.linears.at("o").weight.fill_(3e38);
+  span.job.dense[0].linears.at("o").weight.fill_(3e38);
   EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.self_attn.o_proj"));
 }
 

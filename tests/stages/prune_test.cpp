@@ -46,16 +46,15 @@ Architecture two_linears() {
 /// Pruning asks for no activations.
 class NoBoundaries final : public Boundaries {
  public:
-  std::unique_ptr<ActivationSource> inputs(HalfRange) override { return nullptr; }
-  std::unique_ptr<ActivationSource> targets(HalfRange) override { return nullptr; }
+  std::unique_ptr<ActivationSource> source(Boundary) override { return nullptr; }
   std::unique_ptr<ActivationSink> sink(Boundary) override { return nullptr; }
 };
 
 /// Block 3 with weights of one dtype and statistics of both inputs.
 struct Block {
   explicit Block(at::ScalarType dtype = at::kBFloat16) {
-    span.dense.linears["q"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
-    span.dense.linears["up"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
+    span.dense[0].linears["q"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
+    span.dense[0].linears["up"].weight = at::randn({kOut, kIn}, at::kFloat).to(dtype);
     for (const char* input : {"model.layers.3.self_attn.input", "model.layers.3.mlp.input"}) {
       const at::Tensor x = at::randn({4 * kIn, kIn}, at::kFloat);
       const at::Tensor gram = x.t().mm(x);
@@ -68,13 +67,13 @@ struct Block {
     Prune(options).run(job);
     return variant;
   }
-  const at::Tensor& up() const { return span.dense.linears.at("up").weight; }
-  at::Tensor& up() { return span.dense.linears.at("up").weight; }
+  const at::Tensor& up() const { return span.dense[0].linears.at("up").weight; }
+  at::Tensor& up() { return span.dense[0].linears.at("up").weight; }
 
   Architecture architecture = two_linears();
   RotaryTable rotary;
   NoBoundaries boundaries;
-  SpanJob span{{6, 8}, architecture, {}, at::kFloat, rotary, boundaries, {}, {}};
+  SpanJob span{{6, 8}, architecture, {BlockWeights{}}, at::kFloat, rotary, boundaries, {}, {}};
 };
 
 PruneOptions magnitude(double sparsity) {

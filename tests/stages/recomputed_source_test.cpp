@@ -31,7 +31,7 @@ class RecomputedSourceTest : public ::testing::TestWithParam<Case> {
     Calibrate({}).run(job);
   }
   RecomputedSource source() {
-    return RecomputedSource(span_.job, kAttention, span_.boundaries.inputs(kAttention));
+    return RecomputedSource(span_.job, kAttention, span_.boundaries.source({Stream::kDense, 0}));
   }
   at::Tensor cached(int window) {
     return span_.boundaries.held.at(1)[size_t(window)].to(GetParam().stored).to(GetParam().compute);

@@ -61,8 +61,8 @@ TEST_P(GoldenGradient, EqualsTransformers) {
   const RotaryTable rotary =
       make_rotary_table(architecture.rope, architecture.head_dim, 64, at::kFloat, at::kCPU);
   testing::MemoryBoundaries unused;
-  SpanJob span{kBlock, architecture, golden.block(0), at::kFloat, rotary, unused, {}, {}};
-  BlockWeights weights = converted(architecture, span.dense, half, at::kFloat);
+  SpanJob span{kBlock, architecture, {golden.block(0)}, at::kFloat, rotary, unused, {}, {}};
+  BlockWeights weights = converted(architecture, span.dense[0], half, at::kFloat);
   const auto module = [](const LinearSpec& spec) {
     return spec.name.substr(spec.name.find('.') + 1);
   };
@@ -77,7 +77,7 @@ TEST_P(GoldenGradient, EqualsTransformers) {
   const std::vector<int> lengths(static_cast<size_t>(x.size(0)), int(x.size(1)));
   const int first = half == Half::kAttention ? 0 : 1;
   const at::Tensor output =
-      window_output(span, {first, first + 1}, weights, {x.flatten(0, 1), lengths});
+      window_output(span, {first, first + 1}, {{0, weights}}, {x.flatten(0, 1), lengths});
   at::Tensor gradient = output.detach();
   const double elements = static_cast<double>(output.numel());
   const at::Tensor error = squared_error_gradient_(
@@ -149,6 +149,18 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"attention_bf16_compute", kAttention, at::kFloat, at::kBFloat16}),
     [](const auto& test) { return test.param.name; });
 
+TEST(Reconstruct, AWindowOfTwoBlocksTrainsBoth) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat, /*seed=*/1, /*num_blocks=*/2);
+  const WindowReport report = run(span, {0, 4}, options_with(1e-2, 4));
+  EXPECT_EQ(report.name, "2 blocks");
+  EXPECT_LT(report.validation_reconstructed, report.validation_pruned);
+  EXPECT_EQ(span.variant().trained.size(), 2 * (7 * 2 + 2));
+  for (const auto& [name, mask] : span.variant().masks) {
+    const at::Tensor pruned = span.variant().adapted.at(name).masked_select(mask.logical_not());
+    EXPECT_FALSE(pruned.any().item<bool>()) << name;
+  }
+}
+
 TEST(Reconstruct, TrainsWeightsBiasesAndGainsOfItsWindowOnly) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   run(span, kMlp, options_with(1e-2));
@@ -178,17 +190,17 @@ TEST(Reconstruct, LinearWithoutAMaskTrainsWhole) {
   span.variant().adapted.erase(name);
   run(span, kMlp, options_with(1e-2));
   const at::Tensor change =
-      span.variant().adapted.at(name) - span.job.dense.linears.at("down").weight;
+      span.variant().adapted.at(name) - span.job.dense[0].linears.at("down").weight;
   EXPECT_EQ(change.eq(0).sum().item<int64_t>(), 0);
 }
 
 TEST(Reconstruct, DenseWeightsAreLeftAsTheyWere) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  const at::Tensor gain = span.job.dense.norms.at("before_mlp").clone();
-  const at::Tensor bias = span.job.dense.linears.at("up").bias.clone();
+  const at::Tensor gain = span.job.dense[0].norms.at("before_mlp").clone();
+  const at::Tensor bias = span.job.dense[0].linears.at("up").bias.clone();
   run(span, kMlp, options_with(1e-2));
-  EXPECT_THAT(span.job.dense.norms.at("before_mlp"), IsIdenticalTo(gain));
-  EXPECT_THAT(span.job.dense.linears.at("up").bias, IsIdenticalTo(bias));
+  EXPECT_THAT(span.job.dense[0].norms.at("before_mlp"), IsIdenticalTo(gain));
+  EXPECT_THAT(span.job.dense[0].linears.at("up").bias, IsIdenticalTo(bias));
 }
 
 TEST(Reconstruct, AnnouncesEveryEpochAsItWillBeRead) {
@@ -316,7 +328,7 @@ void expect_pruned_weights_stay(TinySpan& span, const ReconstructOptions& option
 TEST(Reconstruct, PrunedWeightsStayIfNothingBeatsThem) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   for (size_t i = 0; i < kWindows; ++i) {  // the pruned half is its own target
-    BlockWeights pruned = span.job.dense;
+    BlockWeights pruned = span.job.dense[0];
     for (auto& [role, linear] : pruned.linears) {
       const std::string name = in_block(span.architecture, 0, span.architecture.linear(role).name);
       linear.weight = span.variant().adapted.at(name + ".weight");
@@ -370,8 +382,8 @@ class NanAtFirst : public testing::MemoryBoundaries {
    private:
     NanAtFirst& owner_;
   };
-  std::unique_ptr<ActivationSource> source(int half) override {
-    return std::make_unique<Source>(held.at(half), *this);
+  std::unique_ptr<ActivationSource> source(Boundary boundary) override {
+    return std::make_unique<Source>(held.at(boundary.half), *this);
   }
 };
 

@@ -9,11 +9,13 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-std::vector<std::string_view> stages_with(PruneMethod method, WindowKind window) {
+std::vector<std::string_view> stages_with(PruneMethod method, WindowKind window,
+                                          Propagation propagation = Propagation::kDense) {
   PruneOptions prune;
   prune.method = method;
   ReconstructOptions reconstruct;
-  reconstruct.window = window;
+  reconstruct.window = {window};
+  reconstruct.propagation = propagation;
   std::vector<std::string_view> names;
   for (const auto& stage : adapt_stages(prune, reconstruct)) names.push_back(stage->name());
   return names;
@@ -25,7 +27,7 @@ Products forward_gives(PruneMethod method, Solver solver = Solver::kAdamW,
   prune.method = method;
   ReconstructOptions reconstruct;
   reconstruct.solver = solver;
-  reconstruct.window = window;
+  reconstruct.window = {window};
   return forward_stage(prune, reconstruct)->gives();
 }
 
@@ -38,6 +40,57 @@ TEST(StageTable, WindowsArePrunedThenReconstructed) {
 
 TEST(StageTable, WithoutAWindowThereIsNoReconstruction) {
   EXPECT_THAT(stages_with(PruneMethod::kWanda, WindowKind::kNone), ElementsAre("prune"));
+}
+
+TEST(StageTable, WhatIsPropagatedIsMeasuredFirstAndHandedOnLast) {
+  for (const Propagation propagation : {Propagation::kSparse, Propagation::kMixed}) {
+    EXPECT_THAT(stages_with(PruneMethod::kWanda, WindowKind::kHalfBlock, propagation),
+                ElementsAre("propagated statistics", "prune", "reconstruct", "propagate"));
+    EXPECT_THAT(stages_with(PruneMethod::kWanda, WindowKind::kNone, propagation),
+                ElementsAre("propagated statistics", "prune", "propagate"));
+    EXPECT_THAT(stages_with(PruneMethod::kMagnitude, WindowKind::kMatrix, propagation),
+                ElementsAre("prune", "reconstruct", "propagate"));
+  }
+}
+
+TEST(StageTable, SparsePropagationNeedsNoDenseForwardUnlessStatisticsDo) {
+  PruneOptions prune;
+  ReconstructOptions reconstruct;
+  reconstruct.propagation = Propagation::kSparse;
+  EXPECT_EQ(forward_stage(prune, reconstruct), nullptr);
+  prune.statistics = StatisticsOf::kDense;
+  ASSERT_NE(forward_stage(prune, reconstruct), nullptr);
+  EXPECT_TRUE(contains(forward_stage(prune, reconstruct)->gives(), Products::kStatistics));
+}
+
+TEST(StageTable, NoDenseForwardWhereNobodyReadsIt) {
+  PruneOptions prune;
+  ReconstructOptions reconstruct;
+  reconstruct.propagation = Propagation::kMixed;
+  reconstruct.window = {WindowKind::kNone};  // no targets
+  EXPECT_EQ(forward_stage(prune, reconstruct), nullptr);
+  reconstruct.propagation = Propagation::kSparse;
+  prune.statistics = StatisticsOf::kDense;
+  prune.method = PruneMethod::kMagnitude;  // no statistics
+  EXPECT_EQ(forward_stage(prune, reconstruct), nullptr);
+}
+
+TEST(StageTable, MixedPropagationNeedsTheDenseForwardForItsTargetsAlone) {
+  ReconstructOptions reconstruct;
+  reconstruct.propagation = Propagation::kMixed;
+  const auto forward = forward_stage({}, reconstruct);
+  ASSERT_NE(forward, nullptr);
+  EXPECT_EQ(forward->gives(), Products::kBoundaries);
+}
+
+TEST(StageTable, AWindowOfSeveralBlocksTakesWhatIsLeft) {
+  EXPECT_THAT(windows_of({4, 14}, {WindowKind::kBlock, 2}),
+              ElementsAre(HalfRange{4, 8}, HalfRange{8, 12}, HalfRange{12, 14}));
+}
+
+TEST(StageTable, MatrixWindowsShareTheirHalf) {
+  EXPECT_THAT(windows_of({4, 6}, {WindowKind::kMatrix}),
+              ElementsAre(HalfRange{4, 5}, HalfRange{5, 6}));
 }
 
 TEST(StageTable, StatisticsAreGatheredOnlyForWhoNeedsThem) {
@@ -61,27 +114,28 @@ TEST(StageTable, EveryForwardGivesBoundaries) {
 }
 
 TEST(StageTable, HalfBlocksAreWindowsOfTheirOwn) {
-  EXPECT_THAT(windows_of({4, 6}, WindowKind::kHalfBlock),
+  EXPECT_THAT(windows_of({4, 6}, {WindowKind::kHalfBlock}),
               ElementsAre(HalfRange{4, 5}, HalfRange{5, 6}));
 }
 
 TEST(StageTable, PruningAloneTakesHalfBlocks) {
-  EXPECT_THAT(windows_of({4, 6}, WindowKind::kNone), ElementsAre(HalfRange{4, 5}, HalfRange{5, 6}));
+  EXPECT_THAT(windows_of({4, 6}, {WindowKind::kNone}),
+              ElementsAre(HalfRange{4, 5}, HalfRange{5, 6}));
 }
 
 TEST(StageTable, BlocksAreWindowsEvenWhereASpanHoldsTwo) {
-  EXPECT_THAT(windows_of({4, 6}, WindowKind::kBlock), ElementsAre(HalfRange{4, 6}));
-  EXPECT_THAT(windows_of({4, 8}, WindowKind::kBlock),
+  EXPECT_THAT(windows_of({4, 6}, {WindowKind::kBlock}), ElementsAre(HalfRange{4, 6}));
+  EXPECT_THAT(windows_of({4, 8}, {WindowKind::kBlock}),
               ElementsAre(HalfRange{4, 6}, HalfRange{6, 8}));
 }
 
 TEST(StageTable, WindowsStayInsideASpanThatCutsABlock) {
-  EXPECT_THAT(windows_of({5, 9}, WindowKind::kBlock),
+  EXPECT_THAT(windows_of({5, 9}, {WindowKind::kBlock}),
               ElementsAre(HalfRange{5, 6}, HalfRange{6, 8}, HalfRange{8, 9}));
 }
 
 TEST(StageTable, SpanWithoutHalvesHasNoWindows) {
-  EXPECT_THAT(windows_of({4, 4}, WindowKind::kBlock), IsEmpty());
+  EXPECT_THAT(windows_of({4, 4}, {WindowKind::kBlock}), IsEmpty());
 }
 
 }  // namespace

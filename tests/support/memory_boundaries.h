@@ -55,29 +55,25 @@ class MemorySink : public ActivationSink {
   Windows& windows_;
 };
 
-/// Answers from `held`; a sink writes there, for boundaries in `wanted` only.
+/// Answers from `held` and `propagated`; a sink writes there, for boundaries in `wanted` only.
 class MemoryBoundaries : public Boundaries {
  public:
-  std::map<int, Windows> held;  // by half-block number, dense stream
-  std::set<int> wanted;
+  std::map<int, Windows> held, propagated;  // by half-block number: of the dense stream, the other
+  std::set<int> wanted;                     // in both
   at::ScalarType compute = at::kFloat;
   std::vector<std::vector<int>> announced;  // every order, in the order of the calls
 
-  std::unique_ptr<ActivationSource> inputs(HalfRange window) override {
-    return source(window.first);
-  }
-  std::unique_ptr<ActivationSource> targets(HalfRange window) override {
-    return source(window.last);
+  std::unique_ptr<ActivationSource> source(Boundary boundary) override {
+    return std::make_unique<MemorySource>(of(boundary.stream).at(boundary.half), compute,
+                                          announced);
   }
   std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
-    if (boundary.stream != Stream::kDense || !wanted.contains(boundary.half)) return nullptr;
-    return std::make_unique<MemorySink>(held[boundary.half]);
+    if (!wanted.contains(boundary.half)) return nullptr;
+    return std::make_unique<MemorySink>(of(boundary.stream)[boundary.half]);
   }
 
- protected:
-  virtual std::unique_ptr<ActivationSource> source(int half) {
-    return std::make_unique<MemorySource>(held.at(half), compute, announced);
-  }
+ private:
+  std::map<int, Windows>& of(Stream stream) { return stream == Stream::kDense ? held : propagated; }
 };
 
 }  // namespace coppice::testing

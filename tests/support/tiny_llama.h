@@ -19,11 +19,11 @@
 namespace coppice::testing {
 
 /// Odd sizes, grouped-query heads, every linear with a bias.
-inline Architecture tiny_llama() {
+inline Architecture tiny_llama(int num_blocks = 1) {
   Architecture a;
   a.family = "llama";
   a.dtype = "F32";
-  a.num_blocks = 1;
+  a.num_blocks = num_blocks;
   a.hidden = 20;
   a.ffn = 33;
   a.heads = 4;
@@ -49,36 +49,48 @@ inline Architecture tiny_llama() {
   return a;
 }
 
-inline BlockWeights random_block(const Architecture& architecture, at::ScalarType dtype) {
+inline BlockWeights random_block(const Architecture& architecture, at::ScalarType dtype,
+                                 int block = 0) {
   std::map<std::string, at::Tensor> tensors;
-  for (const NamedShape& tensor : block_tensors(architecture, 0)) {
+  for (const NamedShape& tensor : block_tensors(architecture, block)) {
     const at::Tensor noise = at::randn(tensor.shape, at::TensorOptions(at::kDouble));
     const bool is_norm = tensor.name.find("layernorm") != std::string::npos;
     const double scale = 1 / std::sqrt(static_cast<double>(tensor.shape.back()));
     tensors[tensor.name] = (is_norm ? noise.mul(0.2).add(1) : noise.mul(scale)).to(dtype);
   }
-  return gather_block(architecture, 0, [&](const std::string& name) { return tensors.at(name); });
+  return gather_block(architecture, block,
+                      [&](const std::string& name) { return tensors.at(name); });
 }
 
-/// One block, `num_windows` calibration windows, and the dense activations at its three boundaries.
+/// A few blocks, `num_windows` calibration windows, and the dense activations at all boundaries.
 struct TinySpan {
   static constexpr int64_t kSeqlen = 7;
 
-  Architecture architecture = tiny_llama();
+  Architecture architecture;
   MemoryBoundaries boundaries;
   RotaryTable rotary;
   SpanJob job;
 
-  TinySpan(int num_windows, at::ScalarType stored, at::ScalarType compute, int seed = 1)
-      : rotary(make_rotary_table(architecture.rope, architecture.head_dim, 64, compute, at::kCPU)),
-        job{{0, 2}, architecture, seeded_block(stored, seed), compute, rotary, boundaries, {}, {}} {
+  TinySpan(int num_windows, at::ScalarType stored, at::ScalarType compute, int seed = 1,
+           int num_blocks = 1)
+      : architecture(tiny_llama(num_blocks)),
+        rotary(make_rotary_table(architecture.rope, architecture.head_dim, 64, compute, at::kCPU)),
+        job{{0, 2 * num_blocks},
+            architecture,
+            seeded_blocks(stored, seed),
+            compute,
+            rotary,
+            boundaries,
+            {},
+            {}} {
     at::set_num_threads(1);  // waking a team costs more than these products
     boundaries.compute = compute;
     for (int window = 0; window < num_windows; ++window) {
       MicroBatch x{at::randn({kSeqlen, architecture.hidden}).to(compute), {kSeqlen}};
       boundaries.held[0].push_back(x.hidden);
-      for (int half = 0; half < 2; ++half) {
-        const BlockWeights weights = converted(architecture, job.dense, half_of(half), compute);
+      for (int half = 0; half < job.halves.last; ++half) {
+        const BlockWeights weights =
+            converted(architecture, job.dense_at(half), half_of(half), compute);
         x.hidden = forward_half(half_of(half), architecture, weights, rotary, x);
         boundaries.held[half + 1].push_back(x.hidden);
       }
@@ -91,18 +103,24 @@ struct TinySpan {
   Variant& variant() { return job.variants.front(); }
 
  private:
-  BlockWeights seeded_block(at::ScalarType stored, int seed) {
+  std::vector<BlockWeights> seeded_blocks(at::ScalarType stored, int seed) const {
     at::manual_seed(static_cast<uint64_t>(seed));
-    return random_block(architecture, stored);
+    std::vector<BlockWeights> blocks;
+    for (int block = 0; block < architecture.num_blocks; ++block) {
+      blocks.push_back(random_block(architecture, stored, block));
+    }
+    return blocks;
   }
 
   void prune_half_of_the_weights() {
-    for (const LinearSpec& spec : architecture.linears) {
-      const std::string name = in_block(architecture, 0, spec.name) + ".weight";
-      const at::Tensor mask = at::rand({spec.out, spec.in}).lt(0.5);
-      const at::Tensor& dense = job.dense.linears.at(spec.role).weight;
-      variant().masks[name] = mask;
-      variant().adapted[name] = dense.masked_fill(mask.logical_not(), 0);
+    for (int block = 0; block < architecture.num_blocks; ++block) {
+      for (const LinearSpec& spec : architecture.linears) {
+        const std::string name = in_block(architecture, block, spec.name) + ".weight";
+        const at::Tensor mask = at::rand({spec.out, spec.in}).lt(0.5);
+        const at::Tensor& dense = job.dense_at(2 * block).linears.at(spec.role).weight;
+        variant().masks[name] = mask;
+        variant().adapted[name] = dense.masked_fill(mask.logical_not(), 0);
+      }
     }
   }
 };

@@ -115,7 +115,8 @@ class GraphOfSpans : public ::testing::Test {
     std::ofstream out(path, std::ios::binary);
     for (uint64_t i = 0; i < kSpans * kSpanBytes; ++i) out.put(char(content(i)));
     out.close();
-    files_.push_back(std::make_unique<ReadFile>(path));
+    file_ = std::make_unique<ReadFile>(path);
+    files_ = {file_.get()};
     work_.num_spans = kSpans;
     work_.plan = [this](GraphSpan& span) { plan(span); };
     work_.forward = [this](GraphSpan& span) { forward(span); };
@@ -171,7 +172,8 @@ class GraphOfSpans : public ::testing::Test {
   }
 
   testing::TempDir dir_;
-  std::vector<std::unique_ptr<ReadFile>> files_;
+  std::unique_ptr<ReadFile> file_;
+  std::vector<const ReadFile*> files_;
   std::deque<AlignedBuffer> memory_;
   ThrottledEngine engine_;
   SerialExecutor device_{"device"}, adapter_{"adapter"}, store_{"store"};

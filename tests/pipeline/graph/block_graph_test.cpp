@@ -69,7 +69,8 @@ class BlockGraphTest : public ::testing::Test {
     std::ofstream out(path, std::ios::binary);
     for (uint64_t i = 0; i < kSpans * kSpanBytes; ++i) out.put(char(content(i)));
     out.close();
-    files_.push_back(std::make_unique<ReadFile>(path));
+    file_ = std::make_unique<ReadFile>(path);
+    files_ = {file_.get()};
     work_.num_spans = kSpans;
     work_.plan = [this](GraphSpan& span) {
       span.files = files_;
@@ -111,7 +112,8 @@ class BlockGraphTest : public ::testing::Test {
   }
 
   testing::TempDir dir_;
-  std::vector<std::unique_ptr<ReadFile>> files_;
+  std::unique_ptr<ReadFile> file_;
+  std::vector<const ReadFile*> files_;
   std::vector<AlignedBuffer> memory_ = [] {
     std::vector<AlignedBuffer> v;
     v.reserve(16);

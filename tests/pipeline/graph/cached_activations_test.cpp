@@ -18,7 +18,6 @@ using ::testing::ElementsAre;
 
 constexpr int kWindows = 9, kSeqlen = 5, kHidden = 24;
 constexpr Boundary kBoundary{Stream::kDense, 4}, kInsideABlock{Stream::kDense, 5};
-constexpr HalfRange kFromThere{4, 5}, kFromInside{5, 6};
 
 class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
  protected:
@@ -69,7 +68,7 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
 TEST_P(CachedActivationsTest, WindowsComeBackAsTheyWere) {
   const auto cache = boundaries();
   write_all(*cache);
-  const auto source = cache->inputs(kFromThere);
+  const auto source = cache->source(kBoundary);
   EXPECT_EQ(source->num_windows(), kWindows);
   for (int window = 0; window < kWindows; ++window) {
     EXPECT_TRUE(source->read(std::span(&window, 1)).hidden.equal(content(window))) << window;
@@ -79,7 +78,7 @@ TEST_P(CachedActivationsTest, WindowsComeBackAsTheyWere) {
 TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
   const auto cache = boundaries();
   write_all(*cache);
-  const auto source = cache->inputs(kFromThere);
+  const auto source = cache->source(kBoundary);
   const std::vector<int> order = {4, 1, 8, 0, 2};
   source->announce(order);
   for (const int window : {4, 1, 7, 8, 0, 2, 2, 6}) {  // 7, the second 2 and 6 were not announced
@@ -94,7 +93,7 @@ TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
 TEST_P(CachedActivationsTest, BatchLaysItsWindowsEndToEnd) {
   const auto cache = boundaries(4);
   write_all(*cache);
-  const auto source = cache->inputs(kFromThere);
+  const auto source = cache->source(kBoundary);
   const std::vector<int> windows = {6, 2};
   const MicroBatch batch = source->read(windows);
   EXPECT_THAT(batch.lengths, ElementsAre(kSeqlen, kSeqlen));
@@ -112,7 +111,7 @@ TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {
   }
   const auto cache = boundaries();
   const int window = 5;
-  EXPECT_TRUE(cache->inputs(kFromThere)->read(std::span(&window, 1)).hidden.equal(content(5)));
+  EXPECT_TRUE(cache->source(kBoundary)->read(std::span(&window, 1)).hidden.equal(content(5)));
 }
 
 TEST_P(CachedActivationsTest, InsideABlockEachWindowIsInMemoryOrInTheFile) {
@@ -121,7 +120,7 @@ TEST_P(CachedActivationsTest, InsideABlockEachWindowIsInMemoryOrInTheFile) {
     write_all(*cache, kInsideABlock);
     cache->wait_durable(kInsideABlock);
     EXPECT_EQ(windows_in_file(*cache, kInsideABlock), std::max<int64_t>(0, kWindows - in_ram));
-    expect_all(*cache->inputs(kFromInside));
+    expect_all(*cache->source(kInsideABlock));
     cache->expire(kInsideABlock);
     EXPECT_TRUE(std::filesystem::is_empty(dir_.path())) << in_ram;
   }
@@ -134,8 +133,8 @@ TEST_P(CachedActivationsTest, BetweenBlocksTheFileHoldsEveryWindowWhateverIsInMe
     write_all(*cache);
     cache->wait_durable(kBoundary);
     EXPECT_EQ(windows_in_file(*cache, kBoundary), kWindows);
-    expect_all(*cache->inputs(kFromThere));
-    expect_all(*boundaries()->inputs(kFromThere));  // another process, which has the file alone
+    expect_all(*cache->source(kBoundary));
+    expect_all(*boundaries()->source(kBoundary));  // another process, which has the file alone
   }
 }
 
@@ -151,7 +150,7 @@ TEST_P(CachedActivationsTest, WhatIsInMemoryIsReadBeforeItsFileIsDurable) {
   CachedBoundaries cache(options, *engine_, hdf5_, meters_,
                          [there_is_room](Boundary, const FileRecord&) { there_is_room.wait(); });
   write_all(cache);
-  expect_all(*cache.inputs(kFromThere));  // would hang if it waited for what waits here
+  expect_all(*cache.source(kBoundary));  // would hang if it waited for what waits here
   room.set_value();
   cache.wait_durable(kBoundary);
 }
@@ -160,7 +159,7 @@ TEST_P(CachedActivationsTest, WhatIsInMemoryIsNotRead) {
   const auto cache = boundaries(3, 0, kWindows);
   write_all(*cache);
   cache->wait_durable(kBoundary);
-  const auto source = cache->inputs(kFromThere);
+  const auto source = cache->source(kBoundary);
   std::filesystem::resize_file(cache->path_of(kBoundary), 4096);
   expect_all(*source);
 }
@@ -196,7 +195,7 @@ TEST_P(CachedActivationsTest, FlippedBitIsAnErrorAndNeverData) {
   file.seekp(long(offset));
   file.put(byte);
   file.close();
-  const auto source = cache->inputs(kFromThere);
+  const auto source = cache->source(kBoundary);
   for (const int window : {3, 4}) {
     if (window == 4) {
       EXPECT_THROW(source->read(std::span(&window, 1)), CorruptionError);

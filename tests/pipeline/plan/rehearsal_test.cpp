@@ -109,12 +109,12 @@ TEST_F(RehearsalTest, EveryStageOfTheRecipeIsTimed) {
 }
 
 TEST_F(RehearsalTest, WithoutReconstructionThereIsNone) {
-  recipe_.reconstruct.window = WindowKind::kNone;
+  recipe_.reconstruct.window = {WindowKind::kNone};
   EXPECT_THAT(corrections(), ElementsAre(Key("calibrate"), Key("prune")));
 }
 
 TEST_F(RehearsalTest, WorksForEveryStoredDtypeAndWindow) {
-  recipe_.reconstruct.window = WindowKind::kBlock;
+  recipe_.reconstruct.window = {WindowKind::kBlock};
   for (const char* dtype : {"F32", "F16", "BF16"}) {
     architecture_.dtype = dtype;
     EXPECT_EQ(corrections().size(), 3U) << dtype;
@@ -129,7 +129,7 @@ TEST_F(RehearsalTest, CorrectionsAreOfTheTimeByTheRates) {
 }
 
 TEST_F(RehearsalTest, AStageWithoutWorkHasNoCorrection) {
-  recipe_.reconstruct.window = WindowKind::kNone;
+  recipe_.reconstruct.window = {WindowKind::kNone};
   recipe_.prune.ignore = {"re:.*layers\\.0\\..*"};
   EXPECT_THAT(corrections(), ElementsAre(Key("calibrate")));
 }

@@ -90,6 +90,24 @@ TEST_F(RunPlanTest, EveryBudgetAboveTheSmallestIsKept) {
   }
 }
 
+TEST_F(RunPlanTest, EveryBudgetIsKeptWhateverFlows) {
+  for (const Window window : {Window{WindowKind::kNone}, Window{WindowKind::kMatrix},
+                              Window{WindowKind::kHalfBlock}, Window{WindowKind::kBlock, 2}}) {
+    for (const Propagation propagation :
+         {Propagation::kDense, Propagation::kSparse, Propagation::kMixed}) {
+      for (const StatisticsOf statistics : {StatisticsOf::kAuto, StatisticsOf::kDense}) {
+        recipe_.reconstruct.window = window;
+        recipe_.reconstruct.propagation = propagation;
+        recipe_.prune.statistics = statistics;
+        const uint64_t smallest = smallest_budget(inputs());
+        for (uint64_t budget = smallest; budget < 20 * smallest; budget += smallest / 4) {
+          EXPECT_LE(with_ram(inputs(), budget).ram.bytes(), budget);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(RunPlanTest, EveryBudgetBelowTheSmallestIsRefused) {
   const uint64_t smallest = smallest_budget(inputs());
   for (uint64_t budget = 0; budget + kMiB < smallest; budget += smallest / 16) {
@@ -98,7 +116,7 @@ TEST_F(RunPlanTest, EveryBudgetBelowTheSmallestIsRefused) {
 }
 
 TEST_F(RunPlanTest, TheSmallestBudgetTakesTheSmallestBuffers) {
-  recipe_.reconstruct.window = WindowKind::kNone;  // else the copies hide behind the optimiser's
+  recipe_.reconstruct.window = {WindowKind::kNone};  // else the copies hide behind the optimiser's
   const RunPlan plan = with_ram(inputs(), smallest_budget(inputs()));
   RunSettings settings;
   settings.slots = settings.outputs = settings.windows_ahead = settings.windows_behind = 1;
@@ -162,11 +180,11 @@ TEST_F(RunPlanTest, RefusalListsItemsAndWhatWouldFit) {
 
 TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
   PlanInputs in = inputs();
-  in.recipe.reconstruct.window = WindowKind::kBlock;
+  in.recipe.reconstruct.window = {WindowKind::kBlock};
   const uint64_t block = smallest_budget(in);
-  in.recipe.reconstruct.window = WindowKind::kHalfBlock;
+  in.recipe.reconstruct.window = {WindowKind::kHalfBlock};
   const uint64_t half = smallest_budget(in);
-  in.recipe.reconstruct.window = WindowKind::kNone;
+  in.recipe.reconstruct.window = {WindowKind::kNone};
   const uint64_t none = smallest_budget(in);
   EXPECT_LT(none, half);
   EXPECT_LT(half, block);
@@ -206,7 +224,7 @@ TEST_F(RunPlanTest, TargetsAreRecomputedWhereTheDiskIsSlowAndProductsAreCheap) {
 TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
   recipe_.resources.half_block_targets = "recomputed";
   EXPECT_TRUE(plan_run(inputs()).settings.recompute_targets);
-  recipe_.reconstruct.window = WindowKind::kBlock;  // has none
+  recipe_.reconstruct.window = {WindowKind::kBlock};  // has none
   EXPECT_FALSE(plan_run(inputs()).settings.recompute_targets);
 }
 

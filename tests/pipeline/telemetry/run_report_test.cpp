@@ -26,9 +26,10 @@ WindowReport attention_window() {
   return window;
 }
 
-Variant two_linears_one_window() {
+Variant two_linears_one_window(int block = 0) {
   Variant variant;
   variant.windows = {attention_window()};
+  variant.windows[0].halves = {2 * block, 2 * block + 1};
   variant.linears = {{"q.weight", "wanda", "unstructured", 0.5},
                      {"o.weight", "wanda", "2:4", 0.25, "too flat"}};
   variant.trained = {"q.weight", "o.weight"};
@@ -38,7 +39,7 @@ Variant two_linears_one_window() {
 // ---- json ----
 
 TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
-  EXPECT_EQ(block_report(7, two_linears_one_window()), json::parse(R"({
+  EXPECT_EQ(block_report(7, "", two_linears_one_window(7)), json::parse(R"({
     "block": 7,
     "windows": [{"name": "attention", "loss_pruned": 4.0, "loss_reconstructed": 2.0,
                  "validation_pruned": 5.0, "validation_fitted": 4.5,
@@ -51,7 +52,7 @@ TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
 }
 
 TEST(RunReport, BlockWithNothingDoneHasListsAllTheSame) {
-  EXPECT_EQ(block_report(0, {}),
+  EXPECT_EQ(block_report(0, "", {}),
             json::parse(R"({"block": 0, "windows": [], "linears": [], "trained": []})"));
 }
 
@@ -138,7 +139,7 @@ TEST(RunReport, RecipeKeepsNumbersFactsAndWords) {
 // ---- for people ----
 
 TEST(RunReport, LineOfABlockCountsFromOneAndGivesTheMeanOfItsLinears) {
-  EXPECT_EQ(block_line(block_report(6, two_linears_one_window()), 30),
+  EXPECT_EQ(block_line(block_report(6, "", two_linears_one_window(6)), 30),
             "block 7/30: 37.5 % zeros; attention held-out loss 5 -> 3; 1.5 s");
 }
 
@@ -146,25 +147,25 @@ TEST(RunReport, LineOfABlockSaysWherePrunedWeightsStayed) {
   Variant variant = two_linears_one_window();
   variant.windows.push_back(variant.windows[0]);
   variant.windows[0].kept = "pruned";
-  EXPECT_THAT(block_line(block_report(0, variant), 1),
+  EXPECT_THAT(block_line(block_report(0, "", variant), 1),
               EndsWith("loss 5 -> 3 (pruned weights kept); attention held-out loss 5 -> 3; 3.0 s"));
 }
 
 TEST(RunReport, LineOfAPrunedBlockHasNoLossAndNoTime) {
   Variant variant = two_linears_one_window();
   variant.windows.clear();
-  EXPECT_EQ(block_line(block_report(0, variant), 2), "block 1/2: 37.5 % zeros");
+  EXPECT_EQ(block_line(block_report(0, "", variant), 2), "block 1/2: 37.5 % zeros");
 }
 
 TEST(RunReport, LineOfABlockWithoutTargetsIsItsNumber) {
-  EXPECT_EQ(block_line(block_report(0, {}), 3), "block 1/3");
+  EXPECT_EQ(block_line(block_report(0, "", {}), 3), "block 1/3");
 }
 
 TEST(RunReport, LayersAreALineALinearInTheOrderOfTheBlocks) {
   Variant one;
   one.linears = {{"k.weight", "magnitude", "unstructured", 0.125}};
-  const std::map<int, json> blocks = {{10, block_report(10, one)},
-                                      {2, block_report(2, two_linears_one_window())}};
+  const std::map<int, json> blocks = {{10, block_report(10, "", one)},
+                                      {2, block_report(2, "", two_linears_one_window(2))}};
   EXPECT_EQ(layers_csv(blocks),
             "block,name,method,pattern,sparsity\n"
             "2,q.weight,wanda,unstructured,0.5\n"

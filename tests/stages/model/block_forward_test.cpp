@@ -162,11 +162,11 @@ class BlockGradient : public ::testing::TestWithParam<HalfRange> {};
 
 TEST_P(BlockGradient, EqualsFiniteDifferences) {
   testing::TinySpan span(2, at::kDouble, at::kDouble);
-  BlockWeights weights = span.job.dense;
+  BlockWeights weights = span.job.dense[0];
   const MicroBatch x{at::randn({14, 20}, at::TensorOptions(at::kDouble)), {7, 7}};
   const at::Tensor direction = at::randn_like(x.hidden);
   const auto loss = [&] {
-    return (window_output(span.job, GetParam(), weights, x) * direction).sum();
+    return (window_output(span.job, GetParam(), {{0, weights}}, x) * direction).sum();
   };
   std::vector<at::Tensor> steps;
   for (at::Tensor* tensor : all_tensors(weights)) {

@@ -1,0 +1,61 @@
+#include "stages/reconstruct/keep_best.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+
+#include "stages/reconstruct.h"  // num_held_out
+
+namespace coppice {
+namespace {
+
+std::vector<int> index_range(int first, int count) {
+  std::vector<int> indices(static_cast<size_t>(count));
+  std::iota(indices.begin(), indices.end(), first);
+  return indices;
+}
+
+}  // namespace
+
+HoldOut hold_out(const ReconstructOptions& options, int num_windows, const std::string& name) {
+  if (num_windows < 2) {
+    throw std::invalid_argument(
+        fmt::format("{}: reconstruction needs at least 2 calibration windows, one to train on and "
+                    "one held out, found {}: raise nsamples",
+                    name, num_windows));
+  }
+  const int num_held = num_held_out(options.validation_fraction, num_windows);
+  const int num_training = num_windows - num_held;
+  return {num_training, index_range(num_training, num_held),
+          index_range(0, std::min(num_held, num_training))};
+}
+
+std::string not_better(const std::string& solver, double became, double was) {
+  return fmt::format("{}: the held-out loss became {:g}, it was {:g}", solver, became, was);
+}
+
+std::string diverged(double lr) {
+  return fmt::format("the loss was not finite at rate {:g}, nor at twice and four times it", lr);
+}
+
+Passes passes_of(const ReconstructOptions& options, int64_t num_windows, int64_t seqlen) {
+  const auto windows = static_cast<int>(num_windows);
+  const auto tokens = static_cast<double>(seqlen);
+  const int held_out = num_held_out(options.validation_fraction, windows);
+  const double epochs = trains_adamw(options) ? options.epochs : 0;
+  const double fits = fits_least_squares(options) ? 1 : 0;
+  // Before and after each epoch on the held-out windows; before and after on as many training ones.
+  const double reported = std::min(held_out, windows - held_out);
+  Passes passes;
+  passes.training = epochs * static_cast<double>(windows - held_out) * tokens;
+  passes.evaluated = ((1.0 + fits + epochs) * held_out + 2 * reported) * tokens;
+  passes.evaluations = 3.0 + fits + epochs;
+  passes.batch = options.batch_size * tokens;
+  passes.steps = epochs > 0 ? std::ceil(passes.training / epochs / passes.batch) * epochs : 0;
+  return passes;
+}
+
+}  // namespace coppice

@@ -1,0 +1,40 @@
+// What is held out of the calibration windows, and how it decides what is kept.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "stages/reconstruct_options.h"
+
+namespace coppice {
+
+/// Windows by index: the first num_training are trained on, the rest judges.
+struct HoldOut {
+  int num_training = 0;
+  std::vector<int> held_out;
+  std::vector<int> first;  // training windows on which losses are reported, as many
+};
+
+/// Throws std::invalid_argument, with the `name` of what is reconstructed, if there are fewer than
+/// two windows.
+HoldOut hold_out(const ReconstructOptions& options, int num_windows, const std::string& name);
+
+/// How often a window that diverged starts again, at half the rate.
+constexpr int kMaxRetries = 2;
+
+/// Why what was there before stays.
+std::string not_better(const std::string& solver, double became, double was);
+std::string diverged(double lr);
+
+/// Tokens and passes that fitting, training and judging one window take.
+struct Passes {
+  double training = 0;     // tokens, over all epochs
+  double evaluated = 0;    // tokens
+  double evaluations = 0;  // times
+  double steps = 0;        // of the optimiser
+  double batch = 0;        // tokens
+};
+Passes passes_of(const ReconstructOptions& options, int64_t num_windows, int64_t seqlen);
+
+}  // namespace coppice

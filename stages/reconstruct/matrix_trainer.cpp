@@ -1,0 +1,370 @@
+#include "stages/reconstruct/matrix_trainer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "stages/model/block_forward.h"
+#include "stages/model/half_cost.h"
+#include "stages/propagation.h"
+#include "stages/reconstruct.h"  // learning_rate
+#include "stages/reconstruct/least_squares.h"
+#include "stages/reconstruct/loss.h"
+#include "stages/reconstruct/schedule.h"
+
+namespace coppice {
+namespace {
+
+AdamWState state_of(const at::Tensor& start, at::ScalarType compute,
+                    const ReconstructOptions& options) {
+  AdamWState state;
+  state.master = start.to(start.options().dtype(at::kFloat), /*non_blocking=*/false, /*copy=*/true,
+                          at::MemoryFormat::Contiguous);
+  if (trains_adamw(options)) {
+    state.first_moment = at::zeros_like(state.master);
+    state.second_moment = at::zeros_like(state.master);
+  }
+  if (compute != at::kFloat) state.compute = state.master.to(compute);
+  return state;
+}
+
+void restart_state(AdamWState& state, const at::Tensor& start) {
+  state.master.copy_(start);
+  if (state.first_moment.defined()) {
+    state.first_moment.zero_();
+    state.second_moment.zero_();
+  }
+  if (state.compute.defined()) state.compute.copy_(state.master);
+}
+
+const at::Tensor& used_by_products(const AdamWState& state) {
+  return state.compute.defined() ? state.compute : state.master;
+}
+
+}  // namespace
+
+MatrixTrainer::MatrixTrainer(SpanJob& span, int half, Variant& variant,
+                             const ReconstructOptions& options, std::string name)
+    : span_(span),
+      variant_(variant),
+      half_(half),
+      options_(options),
+      name_(std::move(name)),
+      inputs_(span.boundaries.source(entering(input_stream(options), half))),
+      forward_(converted(span.architecture, span.dense_at(half), half_of(half), span.compute)),
+      split_(hold_out(options, inputs_->num_windows(), name_)) {
+  if (options.propagation == Propagation::kMixed) {
+    dense_inputs_ = span.boundaries.source({Stream::kDense, half});
+  }
+  const at::NoGradGuard no_graph;
+  for (const LinearSpec& spec : span.architecture.linears) {
+    const std::string weight = in_block(span.architecture, half / 2, spec.name) + ".weight";
+    if (spec.half == half_of(half) && variant.masks.contains(weight)) {
+      matrices_.push_back(start(spec));
+    }
+  }
+}
+
+MatrixTrainer::Matrix MatrixTrainer::start(const LinearSpec& spec) const {
+  Matrix matrix{spec,
+                in_block(span_.architecture, half_ / 2, spec.name),
+                span_.dense_at(half_).linears.at(spec.role),
+                forward_.linears.at(spec.role),
+                {},
+                {}};
+  const std::string weight = matrix.name + ".weight";
+  matrix.weight = state_of(variant_.adapted.at(weight), span_.compute, options_);
+  matrix.weight.mask = variant_.masks.at(weight);
+  if (matrix.dense.bias.defined() && options_.train_biases) {
+    matrix.bias = state_of(matrix.dense.bias, span_.compute, options_);
+  }
+  matrix.report.halves = {half_, half_ + 1};
+  matrix.report.name = spec.name;
+  return matrix;
+}
+
+void MatrixTrainer::restart(Matrix& matrix) const {
+  restart_state(matrix.weight, variant_.adapted.at(matrix.name + ".weight"));
+  if (!matrix.bias.master.defined()) return;
+  const auto kept = variant_.adapted.find(matrix.name + ".bias");
+  restart_state(matrix.bias, kept == variant_.adapted.end() ? matrix.dense.bias : kept->second);
+}
+
+std::vector<at::Tensor> MatrixTrainer::rounded(const Matrix& matrix) const {
+  std::vector<at::Tensor> values = {matrix.weight.master.to(matrix.dense.weight.scalar_type(),
+                                                            /*non_blocking=*/false, /*copy=*/true)};
+  if (matrix.bias.master.defined()) {
+    values.push_back(matrix.bias.master.to(matrix.dense.bias.scalar_type(), false, true));
+  }
+  return values;
+}
+
+Linear MatrixTrainer::used(const Matrix& matrix, const std::vector<at::Tensor>& values) const {
+  return {values[0].to(span_.compute),
+          values.size() > 1 ? values[1].to(span_.compute) : matrix.target.bias};
+}
+
+void MatrixTrainer::keep(Matrix& matrix, const std::vector<at::Tensor>& values,
+                         const std::string& solver) {
+  matrix.report.kept = solver;
+  const char* const kParts[] = {".weight", ".bias"};
+  for (size_t i = 0; i < values.size(); ++i) {
+    const std::string name = matrix.name + kParts[i];
+    variant_.room_for(name, values[i]).copy_(values[i]);
+    variant_.mark_trained(name);
+  }
+  restart(matrix);
+}
+
+std::map<std::string, MatrixTrainer::Inputs> MatrixTrainer::capture(std::span<const int> windows) {
+  std::map<std::string, Inputs> captured;
+  const auto run = [&](ActivationSource& source, at::Tensor Inputs::*part) {
+    forward_half(half_of(half_), span_.architecture, forward_, span_.rotary, source.read(windows),
+                 [&](const std::string& input, const at::Tensor& x) { captured[input].*part = x; });
+  };
+  run(*inputs_, &Inputs::x);
+  if (dense_inputs_) run(*dense_inputs_, &Inputs::dense);
+  for (auto& [input, tensors] : captured) {
+    if (!tensors.dense.defined()) tensors.dense = tensors.x;
+  }
+  return captured;
+}
+
+std::vector<double> MatrixTrainer::evaluate(const std::vector<std::vector<at::Tensor>>& values,
+                                            std::span<const int> windows) {
+  inputs_->announce(windows);
+  if (dense_inputs_) dense_inputs_->announce(windows);
+  std::vector<Linear> candidates;
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    candidates.push_back(used(matrices_[i], values[i]));
+  }
+  std::vector<double> sums(matrices_.size()), terms(matrices_.size());
+  const auto batch_size = static_cast<size_t>(options_.batch_size);
+  for (size_t first = 0; first < windows.size(); first += batch_size) {
+    const auto captured =
+        capture(windows.subspan(first, std::min(batch_size, windows.size() - first)));
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+      const Matrix& matrix = matrices_[i];
+      const Inputs& in = captured.at(matrix.spec.input);
+      const at::Tensor target = at::linear(in.dense, matrix.target.weight, matrix.target.bias);
+      const at::Tensor output = at::linear(in.x, candidates[i].weight, candidates[i].bias);
+      sums[i] += loss_sum(options_.loss, output, target).item<double>();
+      terms[i] += loss_terms(options_.loss, output);
+    }
+  }
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] /= terms[i];
+  return sums;
+}
+
+std::vector<WindowReport> MatrixTrainer::run() {
+  const at::NoGradGuard no_graph;
+  if (matrices_.empty()) return {};
+  std::vector<std::vector<at::Tensor>> values;
+  for (const Matrix& matrix : matrices_) values.push_back(rounded(matrix));
+  const std::vector<double> held_out = evaluate(values, split_.held_out),
+                            first = evaluate(values, split_.first);
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    WindowReport& report = matrices_[i].report;
+    report.validation_pruned = report.validation_reconstructed = held_out[i];
+    report.loss_pruned = report.loss_reconstructed = first[i];
+    if (!std::isfinite(held_out[i])) {
+      report.fallback = "the held-out loss of the pruned weights is not finite";
+    }
+  }
+  if (fits_least_squares(options_)) fit();
+  if (trains_adamw(options_)) train();
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    restart(matrices_[i]);
+    values[i] = rounded(matrices_[i]);
+  }
+  const std::vector<double> last = evaluate(values, split_.first);
+  std::vector<WindowReport> reports;
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    if (matrices_[i].report.kept != "pruned") matrices_[i].report.loss_reconstructed = last[i];
+    reports.push_back(std::move(matrices_[i].report));
+  }
+  return reports;
+}
+
+void MatrixTrainer::fit() {
+  std::vector<std::vector<at::Tensor>> values;
+  for (const Matrix& matrix : matrices_) {
+    values.push_back(rounded(matrix));
+    const std::string input = in_block(span_.architecture, half_ / 2, matrix.spec.input);
+    values.back()[0] = least_squares_as_written(matrix.dense.weight, matrix.weight.mask,
+                                                span_.statistics.at(input).gram, options_.ridge);
+  }
+  const std::vector<double> losses = evaluate(values, split_.held_out);
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    WindowReport& report = matrices_[i].report;
+    if (!std::isfinite(report.validation_pruned)) continue;
+    report.validation_fitted = losses[i];
+    if (losses[i] < report.validation_reconstructed) {
+      report.validation_reconstructed = losses[i];
+      values[i].resize(1);  // the bias stays as it is
+      keep(matrices_[i], values[i], "least_squares");
+    } else {
+      report.fallback = not_better("least squares", losses[i], report.validation_reconstructed);
+    }
+  }
+}
+
+// Those whose loss was not finite start again at half the rate; the others have what they have.
+void MatrixTrainer::train() {
+  for (Matrix& matrix : matrices_) {
+    matrix.report.lr = options_.lr;
+    matrix.is_training = std::isfinite(matrix.report.validation_pruned);
+  }
+  for (int retries = 0;; ++retries) {
+    attempt();
+    bool any_left = false;
+    for (Matrix& matrix : matrices_) {
+      if (!matrix.is_training) continue;
+      restart(matrix);
+      if (retries == kMaxRetries) {
+        matrix.report.fallback = diverged(matrix.report.lr);
+      } else {
+        any_left = true;
+        matrix.report.lr /= 2;
+        matrix.report.retries = retries + 1;
+      }
+    }
+    if (!any_left) return;
+  }
+}
+
+// A matrix that ends finite is kept or put back, and no longer training.
+void MatrixTrainer::attempt() {
+  const int64_t steps_per_epoch =
+      (split_.num_training + options_.batch_size - 1) / options_.batch_size;
+  const int64_t num_steps = steps_per_epoch * options_.epochs;
+  std::vector<double> best(matrices_.size(), INFINITY);
+  std::vector<bool> is_finite(matrices_.size(), true);
+  int64_t step = 0;
+  for (Matrix& matrix : matrices_) matrix.best.clear();
+  for (int epoch = 0; epoch < options_.epochs; ++epoch) {
+    std::vector<at::Tensor> sums(matrices_.size());
+    run_epoch(epoch, num_steps, step, sums);
+    std::vector<std::vector<at::Tensor>> values;
+    for (const Matrix& matrix : matrices_) values.push_back(rounded(matrix));
+    const std::vector<double> losses = evaluate(values, split_.held_out);
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+      Matrix& matrix = matrices_[i];
+      if (!matrix.is_training) continue;
+      is_finite[i] =
+          is_finite[i] && std::isfinite(losses[i]) && std::isfinite(sums[i].item<double>());
+      if (losses[i] < std::min(matrix.report.validation_reconstructed, best[i])) {
+        matrix.best = std::move(values[i]);
+      }
+      best[i] = std::min(best[i], losses[i]);
+    }
+  }
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    Matrix& matrix = matrices_[i];
+    WindowReport& report = matrix.report;
+    if (!matrix.is_training) continue;
+    report.steps = step;
+    if (!is_finite[i]) continue;
+    matrix.is_training = false;
+    if (matrix.best.empty()) {
+      report.fallback = not_better("AdamW", best[i], report.validation_reconstructed);
+      restart(matrix);
+      continue;
+    }
+    report.fallback.clear();
+    report.validation_reconstructed = best[i];
+    keep(matrix, matrix.best, "adamw");
+    matrix.best.clear();
+  }
+}
+
+void MatrixTrainer::run_epoch(int epoch, int64_t num_steps, int64_t& step,
+                              std::vector<at::Tensor>& sums) {
+  const std::vector<int> order = epoch_order(options_, name_, epoch, split_.num_training);
+  inputs_->announce(order);
+  if (dense_inputs_) dense_inputs_->announce(order);
+  const std::span<const int> all(order);
+  const auto batch_size = static_cast<size_t>(options_.batch_size);
+  for (size_t first = 0; first < all.size(); first += batch_size, ++step) {
+    const auto captured = capture(all.subspan(first, std::min(batch_size, all.size() - first)));
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+      Matrix& matrix = matrices_[i];
+      if (!matrix.is_training) continue;
+      const at::Tensor loss = this->step(matrix, captured.at(matrix.spec.input), step, num_steps);
+      sums[i] = sums[i].defined() ? sums[i].add_(loss) : loss;
+    }
+  }
+}
+
+/// Returns the batch's summed loss.
+at::Tensor MatrixTrainer::step(Matrix& matrix, const Inputs& inputs, int64_t step,
+                               int64_t num_steps) {
+  const at::Tensor bias =
+      matrix.bias.master.defined() ? used_by_products(matrix.bias) : matrix.target.bias;
+  const at::Tensor target = at::linear(inputs.dense, matrix.target.weight, matrix.target.bias);
+  at::Tensor gradient = at::linear(inputs.x, used_by_products(matrix.weight), bias);
+  const at::Tensor loss = loss_gradient_(options_.loss, gradient, target);
+  ReconstructOptions options = options_;
+  options.lr = matrix.report.lr;
+  AdamWStep adamw;
+  adamw.lr = learning_rate(options, step, num_steps);
+  adamw.step = step + 1;
+  masked_adamw(matrix.weight, gradient.t().mm(inputs.x), adamw);
+  if (matrix.bias.master.defined()) masked_adamw(matrix.bias, gradient.sum(0), adamw);
+  return loss;
+}
+
+Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options) {
+  const Passes passes = passes_of(options, shape.num_windows, shape.seqlen);
+  const Architecture& architecture = shape.architecture;
+  const double element = static_cast<double>(shape.compute_bytes);
+  const double stored = architecture.dtype == "F32" ? 4 : 2;
+  const double seqlen = static_cast<double>(shape.seqlen);
+  const double forwards = options.propagation == Propagation::kMixed ? 2 : 1;
+  const double tokens = passes.training + passes.evaluated;
+  Cost cost;
+  for (int half = shape.halves.first; half < shape.halves.last; ++half) {
+    const Half kind = half_of(half);
+    const double parameters = static_cast<double>(half_parameters(architecture, kind));
+    Cost of_half;
+    // The dense half makes inputs; target and output; the gradient of the weight.
+    of_half.product_flop = linear_flop(architecture, kind, (forwards + 2) * tokens) +
+                           linear_flop(architecture, kind, passes.training);
+    of_half.attention_flop = attention_flop(architecture, kind, forwards * tokens, seqlen);
+    double widths = 0, widest = 0, fitting = 0;
+    for (const auto& [input, in] : inputs_of(architecture, kind)) widths += static_cast<double>(in);
+    for (const LinearSpec& linear : architecture.linears) {
+      if (linear.half != kind) continue;
+      widest = std::max(widest, static_cast<double>(linear.out));
+      // Output and target are written and read, and the gradient between them.
+      of_half.bytes_touched += 6 * element * tokens * static_cast<double>(linear.out);
+      if (!fits_least_squares(options)) continue;
+      of_half.product_flop += least_squares_flop(linear.out, linear.in);
+      fitting = std::max(fitting, least_squares_bytes(linear.out, linear.in));
+    }
+    of_half.bytes_touched +=
+        forwards * element * tokens * touched_activations(architecture, kind).forward;
+    of_half.bytes_touched += passes.steps * parameters * (3 * 4 + 1 + 3 * 4 + 4 * element);
+    of_half.bytes_touched += passes.evaluations * parameters * (4 + 2 * stored + element);
+    const bool has_copies = element != stored;
+    const double masters = parameters * ((trains_adamw(options) ? 3 : 1) * 4.0 + 1 +
+                                         (shape.compute_bytes == 4 ? 0 : element));
+    const double dense = has_copies ? parameters * element : 0;
+    // As they will be written and widened again; the best so far.
+    const double rounded = parameters * (2 * stored + (has_copies ? element : 0));
+    const double captured = passes.batch * element *
+                            (forwards * widths + 3 * widest +
+                             static_cast<double>(kept_activations(architecture, kind)));
+    const double gradient = static_cast<double>(largest_weight(architecture, kind)) * (element + 4);
+    of_half.bytes_held = masters + dense + rounded + std::max(captured + gradient, fitting);
+    of_half.bytes_moved = forwards * tokens * static_cast<double>(architecture.hidden) * stored;
+    cost += of_half;
+  }
+  return cost;
+}
+
+}  // namespace coppice
