@@ -4,12 +4,14 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <utility>
 
 #include "configs/config_json.h"
 #include "configs/errors.h"
 #include "configs/family.h"
+#include "configs/rope_json.h"
 #include "storage/io/file.h"  // read_file
 
 namespace coppice {
@@ -83,7 +85,11 @@ void fill_sizes(const ConfigJson& config, const Family& family, Architecture& ar
         family.dims.at("kv_heads").front(),
         fmt::format("must divide {} = {}", family.dims.at("heads").front(), architecture.heads));
   }
-  if (architecture.head_dim % 2 != 0) {
+  if (family.dims.count("embedding_width") != 0) {
+    architecture.embedding_width = size("embedding_width");
+  }
+  if (family.dims.count("token_types") != 0) architecture.num_token_types = size("token_types");
+  if (family.is_rotary && architecture.head_dim % 2 != 0) {
     throw config.wrong(family.dims.at("head_dim").front(),
                        fmt::format("head_dim {} must be even, rotary positions turn pairs",
                                    architecture.head_dim));
@@ -99,62 +105,100 @@ Activation activation_of(const ConfigJson& config, const std::string& key) {
   throw config.wrong(key, "one of silu, gelu, gelu_new, gelu_pytorch_tanh, relu");
 }
 
-double positive(const ConfigJson& config, const std::string& key) {
-  const std::optional<double> number = config.number(key);
-  if (number && *number > 0) return *number;
-  throw config.wrong(key, "must be a number greater than 0");
+double epsilon_of(const ConfigJson& config, const std::string& key_or_number) {
+  double number = 0;
+  const char* end = key_or_number.data() + key_or_number.size();
+  const auto read = std::from_chars(key_or_number.data(), end, number);
+  return read.ec == std::errc() && read.ptr == end ? number : config.positive(key_or_number);
 }
 
-void refuse_partial_rotary(const ConfigJson& config) {
-  if (config.number("partial_rotary_factor").value_or(1.0) == 1.0) return;
-  throw config.wrong("partial_rotary_factor",
-                     "not computed by this version; only 1, all of head_dim, is");
-}
-
-RopeKind rope_kind(const ConfigJson& rope) {
-  const std::string key = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
-  const std::string name = rope.word(key).value_or("default");
-  if (name == "default") return RopeKind::kDefault;
-  if (name == "llama3") return RopeKind::kLlama3;
-  for (const char* later : {"linear", "dynamic", "yarn", "longrope"}) {
-    if (name == later) throw rope.wrong(key, "comes later; this version has default, llama3");
+bool fact_of(const ConfigJson& config, const Alternatives& alternatives) {
+  for (const std::string& fact : alternatives) {
+    if (fact == "true" || fact == "false") return fact == "true";
+    if (const std::optional<bool> found = config.fact(fact)) return *found;
   }
-  throw rope.wrong(key, "unknown; one of default, llama3");
+  return false;
 }
 
-void fill_llama3(const ConfigJson& scaling, Rope& rope) {
-  rope.factor = positive(scaling, "factor");
-  rope.low_freq_factor = positive(scaling, "low_freq_factor");
-  rope.high_freq_factor = positive(scaling, "high_freq_factor");
-  if (rope.high_freq_factor <= rope.low_freq_factor) {
-    throw scaling.wrong("high_freq_factor",
-                        fmt::format("must exceed low_freq_factor {}", rope.low_freq_factor));
-  }
-  const std::string key = "original_max_position_embeddings";
-  rope.original_max_position = scaling.whole(key).value_or(0);
-  if (rope.original_max_position < 1) {
-    throw scaling.wrong(key, "must be a whole number, at least 1");
+void require_values(const ConfigJson& config, const Family& family) {
+  for (const auto& [key, value] : family.required) {
+    if (!config.has(key) || config.text(key) == value) continue;
+    throw config.wrong(key, fmt::format("not computed by this version; only {} is", value));
   }
 }
 
-// Where both spellings are there, transformers 5 lets rope_scaling win; so do we.
-Rope rope_of(const ConfigJson& config) {
-  refuse_partial_rotary(config);
-  Rope rope;
-  if (config.has("rope_theta")) rope.theta = positive(config, "rope_theta");
-  std::optional<ConfigJson> parameters = config.object("rope_scaling");
-  if (!parameters) parameters = config.object("rope_parameters");
-  if (!parameters) return rope;
-  refuse_partial_rotary(*parameters);
-  if (parameters->has("rope_theta")) rope.theta = positive(*parameters, "rope_theta");
-  rope.kind = rope_kind(*parameters);
-  if (rope.kind == RopeKind::kLlama3) fill_llama3(*parameters, rope);
-  return rope;
+std::optional<int64_t> first_of(const ConfigJson& config, const Alternatives& alternatives) {
+  for (const std::string& expression : alternatives) {
+    const auto value = [&](const std::string& key) { return config.whole(key); };
+    if (const std::optional<int64_t> size = evaluate_size(expression, value)) return size;
+  }
+  return std::nullopt;
 }
 
-bool fact_or_key(const ConfigJson& config, const std::string& fact) {
-  if (fact == "true" || fact == "false") return fact == "true";
-  return config.fact(fact).value_or(false);
+/// By block whether it has the family's window.
+std::vector<bool> windowed_blocks(const ConfigJson& config, const Family::Window& window,
+                                  int64_t num_blocks) {
+  std::vector<bool> is_windowed;
+  const std::string& key = window.kinds;
+  if (key.empty() || !config.has(key)) {
+    const int64_t first = first_of(config, window.from_block).value_or(0);
+    for (int64_t block = 0; block < num_blocks; ++block) is_windowed.push_back(block >= first);
+    return is_windowed;
+  }
+  for (const std::string& kind : config.word_list(key)) {
+    if (kind != "full_attention" && kind != "sliding_attention") {
+      throw config.wrong(key, kind + ": one of full_attention, sliding_attention");
+    }
+    is_windowed.push_back(kind == "sliding_attention");
+  }
+  if (is_windowed.size() == static_cast<size_t>(num_blocks)) return is_windowed;
+  throw config.wrong(key, fmt::format("{} entries for {} blocks: one a block is wanted",
+                                      is_windowed.size(), num_blocks));
+}
+
+/// By block; empty where none has one.
+std::vector<int64_t> attention_windows(const ConfigJson& config, const Family& family,
+                                       int64_t num_blocks) {
+  const Family::Window& window = family.window;
+  if (window.size.empty()) return {};
+  const std::string& key = window.size.front();
+  std::optional<int64_t> size;
+  if (fact_of(config, window.used) && !config.is_null(key)) size = first_of(config, window.size);
+  if (size && *size < 1) throw config.wrong(key, "must be a whole number, at least 1, or null");
+  std::vector<int64_t> windows;
+  for (const bool is_windowed : windowed_blocks(config, window, num_blocks)) {
+    if (is_windowed && !size && !window.kinds.empty() && config.has(window.kinds)) {
+      throw config.wrong(window.kinds, fmt::format("sliding_attention without a {}", key));
+    }
+    windows.push_back(is_windowed ? size.value_or(0) : 0);
+  }
+  return std::any_of(windows.begin(), windows.end(), [](int64_t tokens) { return tokens > 0; })
+             ? windows
+             : std::vector<int64_t>();
+}
+
+std::string norm_role(const ConfigJson& config, const Family& family, const Family::Norm& norm) {
+  if (norm.place == Family::Norm::Place::kOverHeads) return norm.role;
+  return (fact_of(config, family.norms_before) ? "before_" : "after_") + norm.role;
+}
+
+void fill_outside(const ConfigJson& config, const Family& family, Architecture& architecture) {
+  architecture.embedding = family.embedding;
+  // Projections are there where there is something to project.
+  if (architecture.width_of_embedding() != architecture.hidden) {
+    architecture.project_in = family.project_in;
+    architecture.project_out = family.project_out;
+  }
+  architecture.token_types = family.token_types;
+  architecture.positions = family.positions;
+  architecture.first_position_row = family.first_position_row;
+  architecture.embedding_norm = family.embedding_norm;
+  const Family::FinalNorm& final_norm = family.final_norm;
+  if (fact_of(config, final_norm.where) && !fact_of(config, final_norm.unless)) {
+    architecture.final_norm = final_norm.name;
+  }
+  architecture.tied = !family.head.empty() && fact_of(config, family.tied);
+  architecture.head = architecture.tied ? family.embedding : family.head;
 }
 
 void fill_block(const ConfigJson& config, const Family& family, Architecture& architecture) {
@@ -171,10 +215,12 @@ void fill_block(const ConfigJson& config, const Family& family, Architecture& ar
   for (const Family::Linear& linear : family.linears) {
     architecture.linears.push_back({linear.role, linear.name, linear.input, linear.half,
                                     size(linear.shape[0]), size(linear.shape[1]),
-                                    fact_or_key(config, linear.bias)});
+                                    fact_of(config, linear.bias)});
   }
   for (const Family::Norm& norm : family.norms) {
-    architecture.norms.push_back({norm.role, norm.name, norm.half, architecture.hidden});
+    const bool is_over_heads = norm.place == Family::Norm::Place::kOverHeads;
+    architecture.norms.push_back({norm_role(config, family, norm), norm.name, norm.half,
+                                  is_over_heads ? architecture.head_dim : architecture.hidden});
   }
 }
 
@@ -193,6 +239,7 @@ Architecture load_architecture(const std::filesystem::path& model_directory,
   const ConfigJson config(model_directory / "config.json");
   const Family family = claiming_family(config, extra);
   refuse_quantized(config);
+  require_values(config, family);
 
   Architecture architecture;
   architecture.family = family.name;
@@ -200,13 +247,15 @@ Architecture load_architecture(const std::filesystem::path& model_directory,
   architecture.units = family.units;
   fill_sizes(config, family, architecture);
   fill_block(config, family, architecture);
-  architecture.norm_epsilon = positive(config, family.norm_epsilon);
+  fill_outside(config, family, architecture);
+  architecture.norm_kind = family.norm_kind;
+  architecture.norm_epsilon = epsilon_of(config, family.norm_epsilon);
+  architecture.mlp_kind = family.mlp_kind;
   architecture.activation = activation_of(config, family.activation);
-  architecture.rope = rope_of(config);
-  architecture.embedding = family.embedding;
-  architecture.final_norm = family.final_norm;
-  architecture.tied = fact_or_key(config, family.tied);
-  architecture.head = architecture.tied ? family.embedding : family.head;
+  architecture.mask = family.mask;
+  architecture.attention_windows = attention_windows(config, family, architecture.num_blocks);
+  architecture.rope.kind = RopeKind::kNone;
+  if (family.is_rotary) architecture.rope = rope_of(config, architecture.max_positions);
   architecture.eos_token_ids = eos_of(config);
   return architecture;
 }

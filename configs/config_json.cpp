@@ -44,6 +44,10 @@ const nlohmann::json* ConfigJson::find(const std::string& key) const {
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
+bool ConfigJson::is_null(const std::string& key) const {
+  return object_.contains(key) && find(key) == nullptr;
+}
+
 ConfigError ConfigJson::wrong(const std::string& key, const std::string& right) const {
   const nlohmann::json* value = find(key);
   return ConfigError(fmt::format("{}: {}{}: {}: {}", file_, path_, key,
@@ -66,6 +70,12 @@ std::optional<double> ConfigJson::number(const std::string& key) const {
   return value->get<double>();
 }
 
+double ConfigJson::positive(const std::string& key) const {
+  const std::optional<double> found = number(key);
+  if (found && *found > 0) return *found;
+  throw wrong(key, "must be a number greater than 0");
+}
+
 std::optional<bool> ConfigJson::fact(const std::string& key) const {
   const nlohmann::json* value = find(key);
   if (value == nullptr) return std::nullopt;
@@ -78,6 +88,12 @@ std::optional<std::string> ConfigJson::word(const std::string& key) const {
   if (value == nullptr) return std::nullopt;
   if (!value->is_string()) throw wrong(key, "must be a string");
   return value->get<std::string>();
+}
+
+std::string ConfigJson::text(const std::string& key) const {
+  const nlohmann::json* value = find(key);
+  if (value == nullptr) return "";
+  return value->is_string() ? value->get<std::string>() : value->dump();
 }
 
 std::optional<ConfigJson> ConfigJson::object(const std::string& key) const {

@@ -21,10 +21,14 @@ class ConfigJson {
   explicit ConfigJson(const std::filesystem::path& path);
 
   bool has(const std::string& key) const { return find(key) != nullptr; }
+  bool is_null(const std::string& key) const;  // there, and null
   std::optional<int64_t> whole(const std::string& key) const;
   std::optional<double> number(const std::string& key) const;  // finite; a whole one is one, too
+  double positive(const std::string& key) const;               // there, and greater than 0
   std::optional<bool> fact(const std::string& key) const;
   std::optional<std::string> word(const std::string& key) const;
+  /// A string as it is, anything else as JSON: "true", "2", "absolute"; "" for nothing.
+  std::string text(const std::string& key) const;
   std::optional<ConfigJson> object(const std::string& key) const;
   /// A number or a list of them; empty for nothing.
   std::vector<int64_t> whole_list(const std::string& key) const;

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <regex>
 #include <utility>
 
@@ -14,10 +15,22 @@
 namespace coppice {
 namespace {
 
-// What a block of the one shape that the stages compute consists of.
 const std::vector<std::string> kDims = {"blocks",   "hidden",   "ffn",   "heads",
                                         "kv_heads", "head_dim", "vocab", "max_positions"};
-const std::vector<std::string> kRoles = {"q", "k", "v", "o", "gate", "up", "down"};
+const std::vector<std::string> kOptionalDims = {"embedding_width", "token_types"};
+
+std::vector<std::string> with(std::vector<std::string> names,
+                              const std::vector<std::string>& more) {
+  names.insert(names.end(), more.begin(), more.end());
+  return names;
+}
+
+// In the order of the forward: Architecture::linears promises it.
+std::vector<std::string> roles_of(MlpKind mlp) {
+  const std::vector<std::string> attention = {"q", "k", "v", "o"};
+  return mlp == MlpKind::kGated ? with(attention, {"gate", "up", "down"})
+                                : with(attention, {"up", "down"});
+}
 
 /// A map of the description: its keys are a known set, and each is asked for by name.
 class MapReader {
@@ -56,10 +69,26 @@ class MapReader {
     if (list.empty()) throw error(child, "must be a list of words");
     return list;
   }
-  /// For keys of which the stages compute one form.
-  void expect(const std::string& key, const std::string& form) const {
-    if (word(key) == form) return;
-    throw error(at(key), fmt::format("{}: not computed by this version; {} is", word(key), form));
+  std::string word_or_nothing(const std::string& key) const { return has(key) ? word(key) : ""; }
+  Alternatives words_or(const std::string& key, const Alternatives& otherwise) const {
+    return has(key) ? words(key) : otherwise;
+  }
+  int64_t whole(const std::string& key) const {
+    const std::string text = word(key);
+    if (text.size() <= 9 && std::all_of(text.begin(), text.end(), ::isdigit))
+      return std::stoll(text);
+    throw error(at(key), "must be a whole number");
+  }
+  /// For keys that name one of the forms that the stages compute.
+  template <typename Form>
+  Form form(const std::string& key, const std::vector<std::pair<std::string, Form>>& forms) const {
+    std::vector<std::string> names;
+    for (const auto& [name, form] : forms) {
+      if (name == word(key)) return form;
+      names.push_back(name);
+    }
+    throw error(at(key), fmt::format("{}: not computed by this version; one of {}", word(key),
+                                     fmt::join(names, ", ")));
   }
   MapReader map(const std::string& key) const {
     return MapReader(file_, path_ + key + ".", at(key));
@@ -117,7 +146,7 @@ Family::Linear read_linear(const std::string& role, const MapReader& map) {
   linear.name = map.word("name");
   linear.half = half_named(map);
   linear.input = map.word("input");
-  linear.bias = map.word("bias");
+  linear.bias = map.words("bias");
   const std::vector<std::string> shape = map.words("shape");
   if (shape.size() != 2) throw map.error(map.at("shape"), "must be two sizes, [out, in]");
   for (size_t i = 0; i < 2; ++i) {
@@ -127,15 +156,43 @@ Family::Linear read_linear(const std::string& role, const MapReader& map) {
   return linear;
 }
 
-std::vector<Family::Norm> read_norms(const MapReader& norm) {
-  norm.allow({"kind", "placement", "epsilon", "before_attention", "before_mlp"});
-  norm.expect("kind", "rms");
-  norm.expect("placement", "pre");
-  return {{"before_attention", norm.word("before_attention"), Half::kAttention},
-          {"before_mlp", norm.word("before_mlp"), Half::kMlp}};
+void read_norms(const MapReader& norm, Family& family) {
+  norm.allow({"kind", "placement", "epsilon", "attention", "mlp"});
+  family.norm_kind =
+      norm.form<NormKind>("kind", {{"rms", NormKind::kRms}, {"layer", NormKind::kLayer}});
+  const std::string placement = norm.words("placement").front();
+  family.norms_before = placement == "pre"    ? Alternatives{"true"}
+                        : placement == "post" ? Alternatives{"false"}
+                                              : norm.words("placement");
+  family.norm_epsilon = norm.word("epsilon");
+  family.norms = {{"attention", norm.word("attention"), Half::kAttention},
+                  {"mlp", norm.word("mlp"), Half::kMlp}};
 }
 
-UnitSpec read_unit(const MapReader& map) {
+void read_attention(const MapReader& attention, Family& family) {
+  attention.allow({"mask", "position", "window", "q_norm", "k_norm"});
+  family.mask = attention.form<AttentionMask>(
+      "mask",
+      {{"causal", AttentionMask::kCausal}, {"bidirectional", AttentionMask::kBidirectional}});
+  family.is_rotary = attention.form<bool>("position", {{"rotary", true}, {"learned", false}});
+  for (const char* role : {"q_norm", "k_norm"}) {
+    if (!attention.has(role)) continue;
+    family.norms.push_back(
+        {role, attention.word(role), Half::kAttention, Family::Norm::Place::kOverHeads});
+  }
+  if (!attention.has("window")) return;
+  const MapReader window = attention.map("window");
+  window.allow({"size", "used", "from_block", "kinds"});
+  family.window = {window.words("size"), window.words_or("used", {"true"}),
+                   window.words_or("from_block", {"0"}), window.word_or_nothing("kinds")};
+  if (family.mask != AttentionMask::kCausal) {
+    throw attention.error(attention.at("window"),
+                          "not computed by this version without a causal "
+                          "mask");
+  }
+}
+
+UnitSpec read_unit(const MapReader& map, const std::vector<std::string>& known) {
   map.allow({"producers", "shared", "consumer"});
   UnitSpec unit{map.words("producers"), {}, map.word("consumer")};
   if (map.has("shared")) unit.shared = map.words("shared");
@@ -143,9 +200,9 @@ UnitSpec read_unit(const MapReader& map) {
   roles.insert(roles.end(), unit.shared.begin(), unit.shared.end());
   roles.push_back(unit.consumer);
   for (const std::string& role : roles) {
-    if (std::find(kRoles.begin(), kRoles.end(), role) != kRoles.end()) continue;
+    if (std::find(known.begin(), known.end(), role) != known.end()) continue;
     throw map.error(map.at("consumer"), fmt::format("{}: no linear of the block; one of {}", role,
-                                                    fmt::join(kRoles, ", ")));
+                                                    fmt::join(known, ", ")));
   }
   return unit;
 }
@@ -157,22 +214,53 @@ void read_block(const MapReader& block, Family& family) {
     throw block.error(block.at("prefix"),
                       family.block_prefix + ": must hold {block}, where the block's number goes");
   }
-  family.norms = read_norms(block.map("norm"));
-  family.norm_epsilon = block.map("norm").word("epsilon");
-  block.map("attention").allow({"mask", "position"}).expect("mask", "causal");
-  block.map("attention").expect("position", "rotary");
-  block.map("mlp").allow({"kind", "activation"}).expect("kind", "gated");
-  family.activation = block.map("mlp").word("activation");
+  read_norms(block.map("norm"), family);
+  read_attention(block.map("attention"), family);
+  const MapReader mlp = block.map("mlp");
+  mlp.allow({"kind", "activation"});
+  family.mlp_kind =
+      mlp.form<MlpKind>("kind", {{"gated", MlpKind::kGated}, {"plain", MlpKind::kPlain}});
+  family.activation = mlp.word("activation");
 
   const MapReader linears = block.map("linears");
-  linears.allow(kRoles);
-  for (const std::string& role : kRoles) linears.at(role);  // each is there
-  for (const std::string& role : linears.keys()) {
+  const std::vector<std::string> roles = roles_of(family.mlp_kind);
+  linears.allow(roles);
+  for (const std::string& role : roles) linears.at(role);  // each is there
+  if (linears.keys() != roles) {
+    throw block.error(block.at("linears"),
+                      fmt::format("must be in the order {}", fmt::join(roles, ", ")));
+  }
+  for (const std::string& role : roles) {
     family.linears.push_back(read_linear(role, linears.map(role)));
   }
   const MapReader units = block.map("units");
-  for (const std::string& unit : units.keys()) {
-    family.units[unit] = read_unit(units.map(unit));
+  units.allow({"ffn", "heads"});
+  for (const char* unit : {"ffn", "heads"}) {
+    family.units[unit] = read_unit(units.map(unit), roles);
+  }
+}
+
+void read_outside(const MapReader& outside, Family& family) {
+  outside.allow({"embedding", "project_in", "token_types", "positions", "embedding_norm",
+                 "final_norm", "project_out", "head", "tied"});
+  family.embedding = outside.word("embedding");
+  family.project_in = outside.word_or_nothing("project_in");
+  family.token_types = outside.word_or_nothing("token_types");
+  family.embedding_norm = outside.word_or_nothing("embedding_norm");
+  family.project_out = outside.word_or_nothing("project_out");
+  family.head = outside.word_or_nothing("head");
+  family.tied = outside.words_or("tied", {"false"});
+  if (outside.has("positions")) {
+    const MapReader positions = outside.map("positions");
+    positions.allow({"name", "first_row"});
+    family.positions = positions.word("name");
+    family.first_position_row = positions.whole("first_row");
+  }
+  if (outside.has("final_norm")) {
+    const MapReader norm = outside.map("final_norm");
+    norm.allow({"name", "where", "unless"});
+    family.final_norm = {norm.word("name"), norm.words_or("where", {"true"}),
+                         norm.words_or("unless", {"false"})};
   }
 }
 
@@ -181,22 +269,29 @@ void read_block(const MapReader& block, Family& family) {
 Family parse_family(const std::string& file, const std::string& yaml) {
   const YamlNode root = parse_yaml(file, yaml);
   const MapReader top(file, "", root);
-  top.allow({"name", "claims", "dims", "outside", "block"});
+  top.allow({"name", "claims", "requires", "dims", "outside", "block"});
   Family family;
   family.name = top.word("name");
   family.claims = top.words("claims");
 
+  if (top.has("requires")) {
+    const MapReader required = top.map("requires");
+    for (const std::string& key : required.keys()) family.required[key] = required.word(key);
+  }
+
   const MapReader dims = top.map("dims");
-  dims.allow(kDims);
+  dims.allow(with(kDims, kOptionalDims));
   for (const std::string& name : kDims) family.dims[name] = dims.words(name);
-
+  for (const std::string& name : kOptionalDims) {
+    if (dims.has(name)) family.dims[name] = dims.words(name);
+  }
   const MapReader outside = top.map("outside");
-  outside.allow({"embedding", "final_norm", "head", "tied"});
-  family.embedding = outside.word("embedding");
-  family.final_norm = outside.word("final_norm");
-  family.head = outside.word("head");
-  family.tied = outside.word("tied");
+  if (outside.has("token_types")) dims.at("token_types");
+  if (dims.has("embedding_width")) {
+    for (const char* projection : {"project_in", "project_out"}) outside.at(projection);
+  }
 
+  read_outside(outside, family);
   read_block(top.map("block"), family);
   return family;
 }
@@ -212,7 +307,9 @@ std::optional<int64_t> evaluate_size(
   int64_t result = 1;
   for (std::sregex_iterator term(expression.begin(), expression.end(), kTerm), end; term != end;
        ++term) {
-    const std::optional<int64_t> size = value((*term)[2]);
+    const std::string name = (*term)[2];
+    const bool is_number = name.size() <= 9 && std::all_of(name.begin(), name.end(), ::isdigit);
+    const std::optional<int64_t> size = is_number ? std::stoll(name) : value(name);
     if (!size) return std::nullopt;
     if ((*term)[1] != "/") {
       if (!__builtin_mul_overflow(result, *size, &result)) continue;

@@ -60,7 +60,7 @@ void match_block(const Architecture& architecture, const CheckpointReader& check
 
 std::vector<std::string> match_checkpoint(Architecture& architecture,
                                           const CheckpointReader& checkpoint) {
-  if (!architecture.tied && !checkpoint.has(architecture.head)) {
+  if (!architecture.tied && !architecture.head.empty() && !checkpoint.has(architecture.head)) {
     architecture.tied = true;
     architecture.head = architecture.embedding;
   }

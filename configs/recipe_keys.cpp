@@ -150,7 +150,7 @@ std::vector<RecipeKey> reconstruct_keys() {
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::shuffle),
       make_key("reconstruct", "train_biases", "adapt biases along with the kept weights",
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::train_biases),
-      make_key("reconstruct", "train_norms", "adapt norm gains along with the kept weights",
+      make_key("reconstruct", "train_norms", "adapt norms along with the kept weights",
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::train_norms),
   };
 }

@@ -8,7 +8,6 @@
 #include <numeric>
 
 #include "stages/finite.h"  // require_finite
-#include "stages/model/norm.h"
 
 namespace coppice {
 namespace {
@@ -45,14 +44,13 @@ HeadPass::Chunk HeadPass::chunk_of(const GraphSpan& span, const ForwardPass& pas
     return slot_tensor(span, model, device_, name)
         .to(pass.compute_dtype(), /*non_blocking=*/false, copy == Copy::kAlways);
   };
-  return {tensor(model.architecture.head), tensor(model.architecture.final_norm)};
+  return {tensor(model.architecture.head), gather_final(model.architecture, tensor)};
 }
 
 at::Tensor HeadPass::logits(const Chunk& chunk, ForwardPass& pass, int window) const {
   const MicroBatch batch = pass.last_hidden().read(std::span(&window, 1));
   const at::Tensor x = batch.hidden.narrow(0, 0, tokens_.seqlen - 1);  // [seqlen − 1, hidden]
-  const double epsilon = pass.model().architecture.norm_epsilon;
-  return head_logits(rms_normalize(x, epsilon).mul(chunk.gain), chunk.rows);
+  return head_logits(head_input(pass.model().architecture, chunk.before, x), chunk.rows);
 }
 
 void HeadPass::hold_reference(const GraphSpan& span) {

@@ -46,8 +46,8 @@ class HeadPass {
  private:
   /// What turns last hidden states into some of a model's logits.
   struct Chunk {
-    at::Tensor rows;  // [rows, hidden]
-    at::Tensor gain;  // [hidden], of the final norm
+    at::Tensor rows;  // [rows, embedding_width]
+    FinalWeights before;
   };
   /// In the stored dtype a chunk can be views of the slot, which the next span takes over.
   enum class Copy { kIfConverted, kAlways };

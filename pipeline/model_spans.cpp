@@ -40,7 +40,36 @@ ModelSpans::ModelSpans(const SourceModel& model, const TokenWindows& tokens, int
   for (const ModelSpan& span : block_spans()) {
     slot_bytes_ = std::max(slot_bytes_, reads_of(span).plan.slot_bytes);
   }
-  slot_bytes_ = std::max(slot_bytes_, largest_embed_read(tokens.seqlen));
+  slot_bytes_ = std::max(slot_bytes_, stem_bytes() + largest_embed_read(tokens.seqlen));
+  slot_bytes_ = std::max(slot_bytes_, 2 * final_bytes());
+}
+
+// Of a table of positions what windows of this length ask for.
+Extent ModelSpans::stem_extent(const std::string& tensor) const {
+  const Architecture& architecture = model_.architecture;
+  Extent extent = model_.checkpoint.extent(tensor);
+  if (tensor == architecture.positions) {
+    const auto rows = uint64_t(architecture.first_position_row + tokens_.seqlen);
+    extent.bytes = std::min(extent.bytes, rows * row_bytes(tensor));
+  }
+  return extent;
+}
+
+uint64_t ModelSpans::stem_bytes() const {
+  uint64_t bytes = 0;
+  for (const NamedShape& tensor : stem_tensors(model_.architecture)) {
+    bytes += aligned_bound(stem_extent(tensor.name).bytes);
+  }
+  return bytes;
+}
+
+// With the slack of the rows that lie beside it.
+uint64_t ModelSpans::final_bytes() const {
+  uint64_t bytes = 3 * kAlignment;
+  for (const NamedShape& tensor : final_tensors(model_.architecture)) {
+    bytes += aligned_bound(model_.checkpoint.extent(tensor.name).bytes);
+  }
+  return bytes;
 }
 
 // Every token of a window a row of its own, far from the others; or the whole table.
@@ -57,6 +86,7 @@ uint64_t ModelSpans::row_bytes(const std::string& tensor) const {
 
 std::vector<ModelSpan> ModelSpans::embed_spans() const {
   const uint64_t bytes_a_row = aligned_bound(row_bytes(model_.architecture.embedding));
+  const uint64_t room = slot_bytes_ - stem_bytes();
   std::vector<ModelSpan> spans;
   for (int64_t first = 0; first < tokens_.count();) {
     std::set<int32_t> rows;
@@ -65,7 +95,7 @@ std::vector<ModelSpan> ModelSpans::embed_spans() const {
       std::set<int32_t> more = rows;
       const auto window = tokens_.window(last);
       more.insert(window.begin(), window.end());
-      if (last > first && more.size() * bytes_a_row > slot_bytes_) break;
+      if (last > first && more.size() * bytes_a_row > room) break;
       rows = std::move(more);
       ++last;
     }
@@ -94,11 +124,8 @@ ModelSpan ModelSpans::span_of_block(int block) const {
 }
 
 int64_t ModelSpans::head_rows_per_span() const {
-  const Architecture& architecture = model_.architecture;
-  const uint64_t norm_bytes =
-      aligned_bound(model_.checkpoint.tensor(architecture.final_norm).bytes);
-  const uint64_t room = slot_bytes_ - std::min(slot_bytes_ / 2, norm_bytes + 3 * kAlignment);
-  return std::max<int64_t>(1, int64_t(room / row_bytes(architecture.head)));
+  const uint64_t room = slot_bytes_ - final_bytes();
+  return std::max<int64_t>(1, int64_t(room / row_bytes(model_.architecture.head)));
 }
 
 std::vector<ModelSpan> ModelSpans::head_spans(int64_t rows_per_span) const {
@@ -158,6 +185,10 @@ SpanReads ModelSpans::embed_reads(int64_t first, int64_t last) const {
       wanted.push_back({table.file, table.offset + uint64_t(token) * bytes, bytes});
     }
   }
+  for (const NamedShape& tensor : stem_tensors(model_.architecture)) {
+    reads.placement_of[tensor.name] = wanted.size();
+    wanted.push_back(stem_extent(tensor.name));
+  }
   reads.plan = plan_reads(wanted, file_bytes_, row_options());
   return reads;
 }
@@ -168,8 +199,12 @@ SpanReads ModelSpans::head_reads(int64_t first, int64_t last) const {
   const uint64_t bytes = row_bytes(architecture.head);
   Extent rows = model_.checkpoint.extent(architecture.head);
   rows = {rows.file, rows.offset + uint64_t(first) * bytes, uint64_t(last - first) * bytes};
-  reads.placement_of = {{architecture.head, 0}, {architecture.final_norm, 1}};
-  const std::vector<Extent> wanted = {rows, model_.checkpoint.extent(architecture.final_norm)};
+  reads.placement_of = {{architecture.head, 0}};
+  std::vector<Extent> wanted = {rows};
+  for (const NamedShape& tensor : final_tensors(architecture)) {
+    reads.placement_of[tensor.name] = wanted.size();
+    wanted.push_back(model_.checkpoint.extent(tensor.name));
+  }
   reads.plan = plan_reads(wanted, file_bytes_, row_options());
   return reads;
 }

@@ -61,6 +61,9 @@ class ModelSpans {
   SpanReads head_reads(int64_t first, int64_t last) const;
   uint64_t row_bytes(const std::string& tensor) const;
   uint64_t largest_embed_read(int64_t seqlen) const;
+  Extent stem_extent(const std::string& tensor) const;
+  uint64_t stem_bytes() const;
+  uint64_t final_bytes() const;
 
   const SourceModel& model_;
   const TokenWindows& tokens_;

@@ -3,6 +3,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
+#include "stages/model/stem.h"
+
 namespace coppice {
 
 SpanWork& work_of(GraphSpan& span) { return *static_cast<SpanWork*>(span.work.get()); }
@@ -35,7 +37,7 @@ at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const De
   const TensorInfo& info = model.checkpoint.tensor(name);
   const std::span<std::byte> bytes = placed(span, reads_of(span).placement_of.at(name));
   std::vector<int64_t> shape = info.shape;
-  // A chunk of the head holds some of the rows.
+  // A chunk of the head holds some of the rows, of positions as many as windows are long.
   if (bytes.size() < info.bytes)
     shape[0] = int64_t(bytes.size() / (info.bytes / uint64_t(shape[0])));
   return device.view(bytes, shape, scalar_type(info.dtype));
@@ -55,6 +57,10 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
   const ModelSpan& what = static_cast<const SpanWork*>(span.work.get())->span;
   const auto dtype = scalar_type(model.checkpoint.tensor(model.architecture.embedding).dtype);
   const std::map<int32_t, size_t>& placement_of = reads_of(span).placement_of_token;
+  const at::ScalarType compute = device.compute_dtype(scalar_type(model.architecture.dtype));
+  const StemWeights stem = gather_stem(model.architecture, [&](const std::string& name) {
+    return slot_tensor(span, model, device, name).to(compute);
+  });
   for (int64_t window = what.first; window < what.last; ++window) {
     std::map<int32_t, int64_t> row_of;
     std::vector<at::Tensor> rows;  // [hidden] each, the distinct tokens of this window
@@ -62,13 +68,14 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
     for (const int32_t token : tokens.window(window)) {
       const auto [found, is_new] = row_of.emplace(token, int64_t(rows.size()));
       if (is_new) {
-        rows.push_back(
-            device.view(placed(span, placement_of.at(token)), {model.architecture.hidden}, dtype));
+        rows.push_back(device.view(placed(span, placement_of.at(token)),
+                                   {model.architecture.width_of_embedding()}, dtype));
       }
       index.push_back(found->second);
     }
     const at::Tensor order = at::tensor(index, at::kLong).to(device.where());
-    sink.write(int(window), at::stack(rows).index_select(0, order));
+    sink.write(int(window),
+               embed(model.architecture, stem, at::stack(rows).index_select(0, order)));
   }
 }
 

@@ -35,7 +35,8 @@ at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const De
 void give_masks(const GraphSpan& span, const MaskSource& masks, const Device& device,
                 Variant& variant);
 
-/// Writes x_0 of the span's windows: the rows of the embedding that their tokens ask for.
+/// Writes x_0 of the span's windows: the rows of the embedding that their tokens ask for, and what
+/// the architecture makes of them (see embed()).
 void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenWindows& tokens,
                    const Device& device, ActivationSink& sink);
 

@@ -44,9 +44,8 @@ InputObserver accumulate(SpanJob& span, int block, Calibrate::Statistics wanted)
 }
 
 std::string output_name(const Architecture& architecture, int half) {
-  const std::string role = half_of(half) == Half::kAttention ? "o" : "down";
   return "residual stream after " +
-         in_block(architecture, half / 2, architecture.linear(role).name);
+         in_block(architecture, half / 2, architecture.last_linear(half_of(half)).name);
 }
 
 HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& options) {
@@ -103,8 +102,9 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     if (options_.stream == Stream::kDense) cost.bytes_moved += boundary * stored;
     double touched = touched_activations(architecture, kind).forward;
     if (options_.statistics != Statistics::kNone) {  // reads what linears read
-      touched += static_cast<double>(architecture.hidden +
-                                     architecture.linear(kind == Half::kMlp ? "down" : "o").in);
+      for (const auto& [input, in] : inputs_of(architecture, kind)) {
+        touched += static_cast<double>(in);
+      }
     }
     // From the source and to the sink, looked at once for what is not finite.
     cost.bytes_touched += tokens * touched * element + boundary * (3 * element + 2 * stored);
@@ -154,7 +154,7 @@ void Calibrate::run(WindowJob& job) const {
     const bool is_held_out = window >= num_gram_windows(inputs->num_windows());
     MicroBatch x = inputs->read({&window, 1});
     for (const HalfAtWork& half : halves) {
-      x.hidden = forward_half(half_of(half.number), span.architecture, half.weights, span.rotary, x,
+      x.hidden = forward_half(half.number, span.architecture, half.weights, span.rotary, x,
                               is_held_out ? half.observe_held_out : half.observe);
       require_finite(half.output_name, x.hidden);
       if (half.sink) half.sink->write(window, x.hidden);

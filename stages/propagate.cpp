@@ -26,7 +26,9 @@ BlockWeights adapted_half(const SpanJob& span, const Variant& variant, int half)
   }
   for (const NormSpec& spec : architecture.norms) {
     if (spec.half != half_of(half)) continue;
-    replace(in_block(architecture, half / 2, spec.name) + ".weight", weights.norms.at(spec.role));
+    const std::string name = in_block(architecture, half / 2, spec.name);
+    replace(name + ".weight", weights.norms.at(spec.role).gain);
+    replace(name + ".bias", weights.norms.at(spec.role).bias);
   }
   return weights;
 }
@@ -59,7 +61,7 @@ void Propagate::run(WindowJob& job) const {
     MicroBatch x = inputs->read({&window, 1});
     for (int half = job.halves.first; half < job.halves.last; ++half) {
       x.hidden =
-          forward_half(half_of(half), span.architecture,
+          forward_half(half, span.architecture,
                        weights[static_cast<size_t>(half - job.halves.first)], span.rotary, x);
     }
     require_finite("hidden states of the adapted model, " +

@@ -28,7 +28,7 @@ MicroBatch RecomputedSource::read(std::span<const int> windows) {
   for (const int window : windows) {
     MicroBatch x = inputs_->read({&window, 1});
     for (int half = halves_.first; half < halves_.last; ++half) {
-      x.hidden = forward_half(half_of(half), span_.architecture,
+      x.hidden = forward_half(half, span_.architecture,
                               weights_[static_cast<size_t>(half - halves_.first)], span_.rotary, x);
     }
     outputs.push_back(x.hidden.to(stored).to(span_.compute));

@@ -26,10 +26,6 @@ struct HalfRange {
   bool operator==(const HalfRange&) const = default;
 };
 
-inline Half half_of(int half_number) {
-  return half_number % 2 == 0 ? Half::kAttention : Half::kMlp;
-}
-
 enum class Stream { kDense, kPropagated };
 
 /// The hidden states that enter half-block `half` in one of the streams.

@@ -38,6 +38,21 @@ double parameters_of(const Architecture& architecture) {
   return parameters;
 }
 
+/// Gives the linears of a unit `width` rows (of producers) and columns (of the consumer), and the
+/// shared ones `shared_width` rows.
+void resize_unit(const std::string& name, int64_t width, int64_t shared_width,
+                 Architecture& architecture) {
+  const UnitSpec& unit = architecture.units.at(name);
+  const auto has = [](const std::vector<std::string>& roles, const std::string& role) {
+    return std::find(roles.begin(), roles.end(), role) != roles.end();
+  };
+  for (LinearSpec& linear : architecture.linears) {
+    if (has(unit.producers, linear.role)) linear.out = width;
+    if (has(unit.shared, linear.role)) linear.out = shared_width;
+    if (linear.role == unit.consumer) linear.in = width;
+  }
+}
+
 class Rehearsal {
  public:
   Rehearsal(const Device& device, Architecture slice, const Recipe& recipe, int windows,
@@ -170,13 +185,8 @@ Architecture slice_of(const Architecture& architecture, double share) {
   slice.heads = slice.kv_heads * std::clamp<int64_t>(heads_in_group, 1, group);
   const auto tiles = int64_t(std::lround(double(architecture.ffn) * share / double(kMultiple)));
   slice.ffn = std::min(architecture.ffn, kMultiple * std::max<int64_t>(1, tiles));
-  for (LinearSpec& linear : slice.linears) {
-    if (linear.role == "q") linear.out = slice.heads * slice.head_dim;
-    if (linear.role == "k" || linear.role == "v") linear.out = slice.kv_heads * slice.head_dim;
-    if (linear.role == "o") linear.in = slice.heads * slice.head_dim;
-    if (linear.role == "gate" || linear.role == "up") linear.out = slice.ffn;
-    if (linear.role == "down") linear.in = slice.ffn;
-  }
+  resize_unit("ffn", slice.ffn, 0, slice);
+  resize_unit("heads", slice.heads * slice.head_dim, slice.kv_heads * slice.head_dim, slice);
   return slice;
 }
 

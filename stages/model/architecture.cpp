@@ -1,14 +1,43 @@
 #include "stages/model/architecture.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace coppice {
+namespace {
+
+void add_norm(const Architecture& architecture, const std::string& name, int64_t size,
+              std::vector<NamedShape>& tensors) {
+  tensors.push_back({name + ".weight", {size}});
+  if (architecture.norm_kind == NormKind::kLayer) tensors.push_back({name + ".bias", {size}});
+}
+
+}  // namespace
 
 const LinearSpec& Architecture::linear(const std::string& role) const {
   for (const LinearSpec& spec : linears) {
     if (spec.role == role) return spec;
   }
   throw std::out_of_range("architecture " + family + " has no linear '" + role + "'");
+}
+
+const LinearSpec& Architecture::first_linear(Half half) const {
+  const auto found = std::find_if(linears.begin(), linears.end(),
+                                  [&](const LinearSpec& spec) { return spec.half == half; });
+  if (found == linears.end()) throw std::out_of_range("architecture " + family + ": an empty half");
+  return *found;
+}
+
+const LinearSpec& Architecture::last_linear(Half half) const {
+  const auto found = std::find_if(linears.rbegin(), linears.rend(),
+                                  [&](const LinearSpec& spec) { return spec.half == half; });
+  if (found == linears.rend())
+    throw std::out_of_range("architecture " + family + ": an empty half");
+  return *found;
+}
+
+int64_t Architecture::attention_window(int block) const {
+  return attention_windows.empty() ? 0 : attention_windows.at(static_cast<size_t>(block));
 }
 
 std::string in_block(const Architecture& architecture, int block, const std::string& name) {
@@ -26,18 +55,38 @@ std::vector<NamedShape> block_tensors(const Architecture& architecture, int bloc
     if (linear.has_bias) tensors.push_back({name + ".bias", {linear.out}});
   }
   for (const NormSpec& norm : architecture.norms) {
-    tensors.push_back({in_block(architecture, block, norm.name) + ".weight", {norm.size}});
+    add_norm(architecture, in_block(architecture, block, norm.name), norm.size, tensors);
   }
   return tensors;
 }
 
-std::vector<NamedShape> outer_tensors(const Architecture& architecture) {
-  std::vector<NamedShape> tensors = {
-      {architecture.embedding, {architecture.vocab, architecture.hidden}},
-      {architecture.final_norm, {architecture.hidden}},
-  };
-  if (!architecture.tied) {
-    tensors.push_back({architecture.head, {architecture.vocab, architecture.hidden}});
+std::vector<NamedShape> stem_tensors(const Architecture& a) {
+  std::vector<NamedShape> tensors;
+  if (!a.project_in.empty()) tensors.push_back({a.project_in, {a.hidden, a.width_of_embedding()}});
+  if (!a.token_types.empty()) tensors.push_back({a.token_types, {a.num_token_types, a.hidden}});
+  if (!a.positions.empty()) {
+    tensors.push_back({a.positions, {a.first_position_row + a.max_positions, a.hidden}});
+  }
+  if (!a.embedding_norm.empty()) add_norm(a, a.embedding_norm, a.hidden, tensors);
+  return tensors;
+}
+
+std::vector<NamedShape> final_tensors(const Architecture& a) {
+  std::vector<NamedShape> tensors;
+  if (!a.final_norm.empty()) add_norm(a, a.final_norm, a.hidden, tensors);
+  if (!a.project_out.empty()) {
+    tensors.push_back({a.project_out, {a.width_of_embedding(), a.hidden}});
+  }
+  return tensors;
+}
+
+std::vector<NamedShape> outer_tensors(const Architecture& a) {
+  std::vector<NamedShape> tensors = {{a.embedding, {a.vocab, a.width_of_embedding()}}};
+  for (const std::vector<NamedShape>& more : {stem_tensors(a), final_tensors(a)}) {
+    tensors.insert(tensors.end(), more.begin(), more.end());
+  }
+  if (!a.tied && !a.head.empty()) {
+    tensors.push_back({a.head, {a.vocab, a.width_of_embedding()}});
   }
   return tensors;
 }

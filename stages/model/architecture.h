@@ -10,20 +10,33 @@
 namespace coppice {
 
 enum class Half { kAttention, kMlp };  // half-block number = 2 · block + (kMlp ? 1 : 0)
-enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
-enum class RopeKind { kDefault, kLlama3 };
 
+inline Half half_of(int half_number) {
+  return half_number % 2 == 0 ? Half::kAttention : Half::kMlp;
+}
+
+enum class NormKind { kRms, kLayer };   // kLayer: norms have biases
+enum class MlpKind { kGated, kPlain };  // down(f(gate) ∘ up), down(f(up))
+enum class AttentionMask { kCausal, kBidirectional };
+enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+enum class RopeKind { kNone, kDefault, kLinear, kDynamic, kLlama3, kYarn };
+
+/// Each kind reads theta and, but for kNone and kDefault, factor.
 struct Rope {
   RopeKind kind = RopeKind::kDefault;
   double theta = 10000.0;
-  double factor = 1.0;  // the four below: kLlama3 only
-  double low_freq_factor = 1.0;
+  double factor = 1.0;
+  double low_freq_factor = 1.0;  // kLlama3, as the next
   double high_freq_factor = 4.0;
-  int64_t original_max_position = 8192;
+  int64_t original_max_position = 8192;  // kLlama3, kYarn; kDynamic: beyond it theta grows
+  double attention_factor = 1.0;         // kYarn, as the rest: of cosines and sines
+  double beta_fast = 32.0;               // turns within original_max_position: more are kept,
+  double beta_slow = 1.0;                // fewer are divided by the factor, those between blended
+  bool truncate = true;                  // where blending begins and ends, to whole frequencies
 };
 
-/// One linear of a block. `role` is what the forward calls it (q k v o gate up down); linears with
-/// the same `input` read the same tensor and share one statistic.
+/// One linear of a block. `role` is what the forward calls it (q k v o, gate up down, or up down
+/// alone); linears with the same `input` read the same tensor and share one statistic.
 struct LinearSpec {
   std::string role;
   std::string name;  // within the block: "self_attn.q_proj"
@@ -34,9 +47,11 @@ struct LinearSpec {
   bool has_bias = false;
 };
 
-/// One normalisation's gain, [size].
+/// One normalisation of a block: a gain [size], and a bias [size] where the kind has one. A half is
+/// normalised before its linears, or after its residual sum; by its role. "q_norm" and "k_norm" are
+/// over head_dim, before positions.
 struct NormSpec {
-  std::string role;  // "before_attention", "before_mlp"
+  std::string role;  // "before_attention", "before_mlp", "after_attention", "after_mlp", "q_norm" …
   std::string name;  // within the block: "input_layernorm"
   Half half = Half::kAttention;
   int64_t size = 0;
@@ -62,20 +77,40 @@ struct Architecture {
   int64_t head_dim = 0;
   int64_t vocab = 0;
   int64_t max_positions = 0;
+  int64_t embedding_width = 0;  // of the embedding's rows and the head's; 0: hidden
+  NormKind norm_kind = NormKind::kRms;
   double norm_epsilon = 1e-5;
+  MlpKind mlp_kind = MlpKind::kGated;
   Activation activation = Activation::kSilu;
+  AttentionMask mask = AttentionMask::kCausal;
+  /// By block: how many tokens one attends to, itself included; 0: all before it. Empty: all 0.
+  std::vector<int64_t> attention_windows;
   Rope rope;
   std::string block_prefix;  // "model.layers.{block}."
+  /// Half by half, each in the order of the forward: first those that read the half's input, last
+  /// the one that writes to the residual stream.
   std::vector<LinearSpec> linears;
   std::vector<NormSpec> norms;
   std::map<std::string, UnitSpec> units;
-  std::string embedding;  // tensor names outside the blocks
-  std::string final_norm;
-  std::string head;  // the embedding's name when tied
+  // Outside the blocks, by full name; empty: there is none. Norms without ".weight" and ".bias".
+  std::string embedding;       // [vocab, embedding_width]
+  std::string project_in;      // [hidden, embedding_width]
+  std::string token_types;     // [num_token_types, hidden]; every token is of the first type
+  std::string positions;       // [first_position_row + max_positions, hidden]
+  std::string embedding_norm;  // [hidden]
+  std::string final_norm;      // [hidden]
+  std::string project_out;     // [embedding_width, hidden]
+  std::string head;            // [vocab, embedding_width]; the embedding's name when tied
   bool tied = false;
+  int64_t num_token_types = 0;
+  int64_t first_position_row = 0;  // of `positions`: that of the first token
   std::vector<int64_t> eos_token_ids;
 
   const LinearSpec& linear(const std::string& role) const;  // throws std::out_of_range
+  const LinearSpec& first_linear(Half half) const;          // throws std::out_of_range
+  const LinearSpec& last_linear(Half half) const;           // throws std::out_of_range
+  int64_t attention_window(int block) const;
+  int64_t width_of_embedding() const { return embedding_width == 0 ? hidden : embedding_width; }
 };
 
 struct NamedShape {
@@ -86,9 +121,13 @@ struct NamedShape {
 /// "model.layers.7.self_attn.q_proj" for name "self_attn.q_proj".
 std::string in_block(const Architecture& architecture, int block, const std::string& name);
 
-/// Every tensor of block `block` (weights, biases, norm gains) / outside the blocks, with its
-/// shape.
+/// Every tensor of block `block` (weights, biases, norms) / outside the blocks, with its shape.
 std::vector<NamedShape> block_tensors(const Architecture& architecture, int block);
 std::vector<NamedShape> outer_tensors(const Architecture& architecture);
+
+/// Of the outer ones: what turns rows of the embedding into the first hidden states, and the last
+/// hidden states into what the head reads.
+std::vector<NamedShape> stem_tensors(const Architecture& architecture);
+std::vector<NamedShape> final_tensors(const Architecture& architecture);
 
 }  // namespace coppice

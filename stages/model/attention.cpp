@@ -1,15 +1,21 @@
 // The attention half of a block.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <algorithm>
 
 #include "stages/model/block_forward.h"
 #include "stages/model/norm.h"
+#include "stages/model/residual.h"
 
 namespace coppice {
 namespace {
+
+// A window's scores are computed for so many tokens at a time: enough to fill the cores, and the
+// mask stays small.
+constexpr int64_t kWindowedTokens = 512;
 
 /// Projections of sequences of equal length, as heads.
 struct Heads {
@@ -18,58 +24,106 @@ struct Heads {
   at::Tensor v;
 };
 
+/// Of one block: whom a token attends to, and how positions enter.
+struct Attention {
+  AttentionMask mask;
+  int64_t window;  // 0: none
+  int64_t head_dim;
+  const RotaryTable& rotary;
+};
+
 at::Tensor as_heads(const at::Tensor& x, int64_t length, int64_t head_dim) {
   return x.view({x.size(0) / length, length, x.size(1) / head_dim, head_dim}).transpose(1, 2);
 }
 
-/// Causal attention of one batch → [batch · length, heads · head_dim].
-at::Tensor attend(const Heads& heads, const RotaryTable& rotary) {
+at::Tensor attend_all(const Heads& heads, bool is_causal) {
   const bool is_grouped = heads.q.size(1) != heads.k.size(1);
-  const at::Tensor mixed = at::scaled_dot_product_attention(
-      rotate(heads.q, rotary), rotate(heads.k, rotary), heads.v, /*attn_mask=*/{},
-      /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt, /*enable_gqa=*/is_grouped);
+  return at::scaled_dot_product_attention(heads.q, heads.k, heads.v, /*attn_mask=*/{},
+                                          /*dropout_p=*/0.0, is_causal, /*scale=*/std::nullopt,
+                                          /*enable_gqa=*/is_grouped);
+}
+
+/// Each token sees itself and the window − 1 before it. Source: the mask of transformers'
+/// masking_utils, sliding_window_causal_mask_function.
+at::Tensor attend_window(const Heads& heads, int64_t window) {
+  const bool is_grouped = heads.q.size(1) != heads.k.size(1);
+  const int64_t length = heads.q.size(2);
+  const at::TensorOptions index = heads.q.options().dtype(at::kLong);
+  std::vector<at::Tensor> outputs;
+  for (int64_t first = 0; first < length; first += kWindowedTokens) {
+    const int64_t last = std::min(first + kWindowedTokens, length);
+    const int64_t seen = std::max<int64_t>(0, first - window + 1);  // [seen, last) by any of them
+    const at::Tensor distance = at::arange(first, last, index).unsqueeze(1) -
+                                at::arange(seen, last, index);  // [last − first, last − seen]
+    outputs.push_back(at::scaled_dot_product_attention(
+        heads.q.narrow(2, first, last - first), heads.k.narrow(2, seen, last - seen),
+        heads.v.narrow(2, seen, last - seen), distance.ge(0).logical_and_(distance.lt(window)),
+        /*dropout_p=*/0.0, /*is_causal=*/false, /*scale=*/std::nullopt,
+        /*enable_gqa=*/is_grouped));
+  }
+  return outputs.size() == 1 ? outputs.front() : at::cat(outputs, 2);
+}
+
+/// Attention of one batch → [batch · length, heads · head_dim].
+at::Tensor attend(const Attention& attention, Heads heads) {
+  if (attention.rotary.cos.defined()) {
+    heads.q = rotate(heads.q, attention.rotary);
+    heads.k = rotate(heads.k, attention.rotary);
+  }
+  const bool is_windowed = attention.window > 0 && attention.window < heads.q.size(2);
+  const at::Tensor mixed = is_windowed
+                               ? attend_window(heads, attention.window)
+                               : attend_all(heads, attention.mask == AttentionMask::kCausal);
   const int64_t tokens = mixed.size(0) * mixed.size(2);
   return mixed.transpose(1, 2).reshape({tokens, mixed.size(1) * mixed.size(3)});
 }
 
 /// Sequences of one length are one batch; others are attended to one after the other.
-at::Tensor attend_sequences(const std::vector<at::Tensor>& qkv, const std::vector<int>& lengths,
-                            int64_t head_dim, const RotaryTable& rotary) {
+at::Tensor attend_sequences(const Attention& attention, const std::vector<at::Tensor>& qkv,
+                            const std::vector<int>& lengths) {
   const auto heads_of = [&](int64_t first_token, int64_t tokens, int64_t length) {
     const auto part = [&](const at::Tensor& x) {
-      return as_heads(x.narrow(0, first_token, tokens), length, head_dim);
+      return as_heads(x.narrow(0, first_token, tokens), length, attention.head_dim);
     };
     return Heads{part(qkv[0]), part(qkv[1]), part(qkv[2])};
   };
   const int64_t first_length = lengths.front();
   if (std::all_of(lengths.begin(), lengths.end(), [&](int n) { return n == first_length; })) {
-    return attend(heads_of(0, qkv[0].size(0), first_length), rotary);
+    return attend(attention, heads_of(0, qkv[0].size(0), first_length));
   }
   std::vector<at::Tensor> outputs;
   int64_t first_token = 0;
   for (const int length : lengths) {
-    outputs.push_back(attend(heads_of(first_token, length, length), rotary));
+    outputs.push_back(attend(attention, heads_of(first_token, length, length)));
     first_token += length;
   }
   return at::cat(outputs, 0);
 }
 
+/// Every head of x [tokens, heads · head_dim] under a norm over head_dim, where there is one.
+void norm_heads(const Architecture& architecture, const BlockWeights& weights,
+                const std::string& role, at::Tensor& x) {
+  const auto norm = weights.norms.find(role);
+  if (norm == weights.norms.end()) return;
+  const at::Tensor heads = x.reshape({-1, architecture.head_dim});
+  x = normed(architecture, norm->second, heads).view(x.sizes());
+}
+
 }  // namespace
 
-at::Tensor attention_half(const Architecture& architecture, const BlockWeights& weights,
+at::Tensor attention_half(const Architecture& architecture, int block, const BlockWeights& weights,
                           const RotaryTable& rotary, const MicroBatch& x,
                           const InputObserver& observe) {
-  const std::map<std::string, Linear>& linears = weights.linears;
-  const at::Tensor x_hat = rms_normalize(x.hidden, architecture.norm_epsilon);
-  at::Tensor normed;
-  const std::vector<at::Tensor> qkv =
-      normed_linears(x_hat, weights.norms.at("before_attention"),
-                     {&linears.at("q"), &linears.at("k"), &linears.at("v")}, &normed);
-  if (observe) observe(architecture.linear("q").input, normed);
-  const at::Tensor mixed = attend_sequences(qkv, x.lengths, architecture.head_dim, rotary);
-  if (observe) observe(architecture.linear("o").input, mixed);
-  const Linear o = converted(linears.at("o"), mixed.scalar_type());
-  return at::linear(mixed, o.weight, o.bias).add_(x.hidden);
+  static const std::vector<std::string> kRoles = {"q", "k", "v"};
+  FirstLinears first = first_linears(architecture, weights, Half::kAttention, kRoles, x.hidden);
+  if (observe) observe(architecture.first_linear(Half::kAttention).input, first.input);
+  norm_heads(architecture, weights, "q_norm", first.outputs[0]);
+  norm_heads(architecture, weights, "k_norm", first.outputs[1]);
+  const Attention attention{architecture.mask, architecture.attention_window(block),
+                            architecture.head_dim, rotary};
+  const at::Tensor mixed = attend_sequences(attention, first.outputs, x.lengths);
+  if (observe) observe(architecture.last_linear(Half::kAttention).input, mixed);
+  return back_to_stream(architecture, weights, Half::kAttention, mixed, x.hidden);
 }
 
 }  // namespace coppice

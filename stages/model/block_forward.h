@@ -16,20 +16,23 @@ namespace coppice {
 /// (LinearSpec::input), in the compute dtype.
 using InputObserver = std::function<void(const std::string& input, const at::Tensor& x)>;
 
-/// x → x + o(attention(q, k, v of norm(x))). Causal within each sequence; grouped-query heads.
-/// x.hidden and the weights share a device. Weights of another dtype are converted to that of x for
-/// the length of their product: slower, the same bits. Differentiable in the weights, biases and
-/// gain, and in x, where they require it. Rounding points are those of transformers' code.
-at::Tensor attention_half(const Architecture& architecture, const BlockWeights& weights,
+/// x → x + o(attention(q, k, v of norm(x))), or norm(x + o(attention(q, k, v of x))) where the norm
+/// comes after; masked as the architecture says within each sequence, and as its window of that
+/// block; grouped-query heads. x.hidden and the weights share a device. Weights of another dtype
+/// are converted to that of x for the length of their product: slower, the same bits.
+/// Differentiable in the weights, biases and norms, and in x, where they require it. Rounding
+/// points are those of transformers' code.
+at::Tensor attention_half(const Architecture& architecture, int block, const BlockWeights& weights,
                           const RotaryTable& rotary, const MicroBatch& x,
                           const InputObserver& observe = {});
 
-/// x → x + down(activation(gate(norm(x))) ∘ up(norm(x))). Otherwise as attention_half.
+/// x → x + down(f(gate(norm(x))) ∘ up(norm(x))), without gate: x + down(f(up(norm(x)))). Otherwise
+/// as attention_half.
 at::Tensor mlp_half(const Architecture& architecture, const BlockWeights& weights,
                     const MicroBatch& x, const InputObserver& observe = {});
 
-/// The half with that number parity.
-at::Tensor forward_half(Half half, const Architecture& architecture, const BlockWeights& weights,
+/// Half-block `half` of the model, 2b or 2b + 1 for block b; `weights` are those of the block.
+at::Tensor forward_half(int half, const Architecture& architecture, const BlockWeights& weights,
                         const RotaryTable& rotary, const MicroBatch& x,
                         const InputObserver& observe = {});
 

@@ -3,6 +3,14 @@
 #include "stages/finite.h"
 
 namespace coppice {
+namespace {
+
+at::Tensor converted(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.defined() ? tensor.to(dtype) : at::Tensor();
+}
+
+}  // namespace
+
 BlockWeights gather_block(const Architecture& architecture, int block,
                           const std::function<at::Tensor(const std::string& name)>& tensor) {
   BlockWeights weights;
@@ -13,13 +21,24 @@ BlockWeights gather_block(const Architecture& architecture, int block,
     if (spec.has_bias) linear.bias = tensor(name + ".bias");
   }
   for (const NormSpec& spec : architecture.norms) {
-    weights.norms[spec.role] = tensor(in_block(architecture, block, spec.name) + ".weight");
+    weights.norms[spec.role] =
+        gather_norm(architecture, in_block(architecture, block, spec.name), tensor);
   }
   return weights;
 }
 
+Norm gather_norm(const Architecture& architecture, const std::string& name,
+                 const std::function<at::Tensor(const std::string& name)>& tensor) {
+  return {tensor(name + ".weight"),
+          architecture.norm_kind == NormKind::kLayer ? tensor(name + ".bias") : at::Tensor()};
+}
+
 Linear converted(const Linear& linear, at::ScalarType dtype) {
-  return {linear.weight.to(dtype), linear.bias.defined() ? linear.bias.to(dtype) : at::Tensor()};
+  return {linear.weight.to(dtype), converted(linear.bias, dtype)};
+}
+
+Norm converted(const Norm& norm, at::ScalarType dtype) {
+  return {norm.gain.to(dtype), converted(norm.bias, dtype)};
 }
 
 BlockWeights converted(const Architecture& architecture, const BlockWeights& weights, Half half,
@@ -30,7 +49,8 @@ BlockWeights converted(const Architecture& architecture, const BlockWeights& wei
     result.linears[spec.role] = converted(weights.linears.at(spec.role), dtype);
   }
   for (const NormSpec& spec : architecture.norms) {
-    if (spec.half == half) result.norms[spec.role] = weights.norms.at(spec.role).to(dtype);
+    if (spec.half != half) continue;
+    result.norms[spec.role] = converted(weights.norms.at(spec.role), dtype);
   }
   return result;
 }
@@ -43,8 +63,10 @@ void require_finite(const Architecture& architecture, int block, const BlockWeig
     if (linear.bias.defined()) require_finite(name + ".bias", linear.bias);
   }
   for (const NormSpec& spec : architecture.norms) {
-    const std::string name = in_block(architecture, block, spec.name) + ".weight";
-    require_finite(name, weights.norms.at(spec.role));
+    const std::string name = in_block(architecture, block, spec.name);
+    const Norm& norm = weights.norms.at(spec.role);
+    require_finite(name + ".weight", norm.gain);
+    if (norm.bias.defined()) require_finite(name + ".bias", norm.bias);
   }
 }
 

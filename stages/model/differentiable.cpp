@@ -19,33 +19,41 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 struct NormedLinear : Function<NormedLinear> {
-  enum Input : size_t { kXHat, kGain, kNormed, kWeight, kBias };
+  // Absent ones are no edges of the graph: the bias is the fourth edge where there is no shift.
+  enum Input : size_t { kXHat, kGain, kNormed, kWeight, kShift, kBias };
 
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_hat,
                             const at::Tensor& gain, const at::Tensor& normed,
-                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-    context->save_for_backward({x_hat, gain, weight});
+                            const at::Tensor& weight, const std::optional<at::Tensor>& shift,
+                            const std::optional<at::Tensor>& bias) {
+    context->save_for_backward({x_hat, gain, weight, shift.value_or(at::Tensor())});
     context->saved_data["has_bias"] = bias.has_value();
     return at::linear(normed, weight, bias);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &x_hat = saved[0], &gain = saved[1], &weight = saved[2];
+    const at::Tensor &x_hat = saved[0], &gain = saved[1], &weight = saved[2], &shift = saved[3];
     const at::Tensor& g = gradients[0];  // [tokens, out]
-    variable_list result(5);
+    const bool has_bias = context->saved_data["has_bias"].toBool();
+    const size_t bias_edge = shift.defined() ? kBias : kShift;
+    variable_list result(6);
     const bool wants_weight = context->needs_input_grad(kWeight);
     const bool wants_gain = context->needs_input_grad(kGain);
+    const bool wants_shift = shift.defined() && context->needs_input_grad(kShift);
+    const bool wants_bias = has_bias && context->needs_input_grad(bias_edge);
+    const at::Tensor sums = shift.defined() || wants_bias ? g.sum(0) : at::Tensor();  // [out]
     if (wants_weight || wants_gain) {
       at::Tensor product = g.t().mm(x_hat);  // [out, in]
       if (wants_gain) result[kGain] = (weight * product).sum(0);
-      if (wants_weight) result[kWeight] = product.mul_(gain);
+      if (wants_weight) {
+        result[kWeight] = product.mul_(gain);
+        if (shift.defined()) result[kWeight].addr_(sums, shift);
+      }
     }
     if (context->needs_input_grad(kXHat)) result[kXHat] = g.mm(weight).mul_(gain);
-    // An absent bias is no edge of the graph: asking for one would be out of range.
-    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(kBias)) {
-      result[kBias] = g.sum(0);
-    }
+    if (wants_shift) result[kShift] = weight.t().mv(sums);
+    if (wants_bias) result[kBias] = sums;
     return result;
   }
 };
@@ -90,13 +98,16 @@ struct RotateHalves : Function<RotateHalves> {
   }
 };
 
+std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
 }  // namespace
 
-at::Tensor normed_linear(const at::Tensor& x_hat, const at::Tensor& gain, const at::Tensor& normed,
-                         const at::Tensor& weight, const at::Tensor& bias) {
-  const std::optional<at::Tensor> maybe_bias =
-      bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  return NormedLinear::apply(x_hat, gain, normed, weight, maybe_bias);
+at::Tensor normed_linear(const at::Tensor& x_hat, const at::Tensor& normed, const Norm& norm,
+                         const Linear& linear) {
+  return NormedLinear::apply(x_hat, norm.gain, normed, linear.weight, if_defined(norm.bias),
+                             if_defined(linear.bias));
 }
 
 at::Tensor rms_normalize(const at::Tensor& x, double epsilon) {

@@ -5,8 +5,23 @@
 namespace coppice {
 namespace {
 
-std::string first_input(const Architecture& architecture, Half half) {
-  return architecture.linear(half == Half::kAttention ? "q" : "gate").input;
+/// Of one sequence, a token with one it attends to; itself by half where it is the last of them.
+double attended_pairs(const Architecture& architecture, int64_t window, double seqlen) {
+  if (architecture.mask == AttentionMask::kBidirectional) return seqlen * seqlen;
+  const auto width = static_cast<double>(window);
+  if (window == 0 || seqlen <= width) return seqlen * seqlen / 2;
+  return width * width / 2 + (seqlen - width) * (width - 0.5);
+}
+
+/// Channels of all heads under norms of their own.
+int64_t normed_head_channels(const Architecture& architecture, Half half) {
+  int64_t channels = 0;
+  for (const NormSpec& norm : architecture.norms) {
+    if (norm.half != half) continue;
+    if (norm.role == "q_norm") channels += architecture.heads * architecture.head_dim;
+    if (norm.role == "k_norm") channels += architecture.kv_heads * architecture.head_dim;
+  }
+  return channels;
 }
 
 }  // namespace
@@ -17,7 +32,8 @@ int64_t half_parameters(const Architecture& architecture, Half half) {
     if (linear.half == half) count += linear.out * linear.in + (linear.has_bias ? linear.out : 0);
   }
   for (const NormSpec& norm : architecture.norms) {
-    if (norm.half == half) count += norm.size;
+    if (norm.half != half) continue;
+    count += architecture.norm_kind == NormKind::kLayer ? 2 * norm.size : norm.size;
   }
   return count;
 }
@@ -32,7 +48,7 @@ double linear_flop(const Architecture& architecture, Half half, double tokens) {
 }
 
 double first_linear_flop(const Architecture& architecture, Half half, double tokens) {
-  const std::string input = first_input(architecture, half);
+  const std::string& input = architecture.first_linear(half).input;
   double flop = 0;
   for (const LinearSpec& linear : architecture.linears) {
     if (linear.half != half || linear.input != input) continue;
@@ -51,9 +67,17 @@ std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half 
 
 double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen) {
   if (half != Half::kAttention) return 0;
-  // Two products over half of the square of positions.
+  double pairs = attended_pairs(architecture, 0, seqlen);  // of a token with one it attends to
+  if (!architecture.attention_windows.empty()) {
+    pairs = 0;
+    for (const int64_t window : architecture.attention_windows) {
+      pairs += attended_pairs(architecture, window, seqlen) /
+               static_cast<double>(architecture.attention_windows.size());
+    }
+  }
+  // Scores and their weighted sum, a multiplication and an addition each.
   const double width = static_cast<double>(architecture.heads * architecture.head_dim);
-  return 2.0 * tokens * seqlen * width;
+  return 4.0 * tokens / seqlen * pairs * width;
 }
 
 int64_t largest_weight(const Architecture& architecture, Half half) {
@@ -72,24 +96,27 @@ TouchedElements touched_activations(const Architecture& architecture, Half half)
   if (half == Half::kAttention) {
     const auto q = static_cast<double>(architecture.heads * architecture.head_dim);
     const auto k = static_cast<double>(architecture.kv_heads * architecture.head_dim);
-    // Rotate q and k, bring the heads side by side: read and write.
-    touched.forward += 2 * (q + k) + 2 * q;
-    touched.backward += 2 * (q + k) + 2 * q + 2 * k;
+    const auto normed = static_cast<double>(normed_head_channels(architecture, half));
+    // Norms of heads as above; rotate q and k, bring the heads side by side: read and write.
+    touched.forward += 4 * normed + 2 * (q + k) + 2 * q;
+    touched.backward += 5 * normed + 2 * (q + k) + 2 * q + 2 * k;
   } else {
     const auto ffn = static_cast<double>(architecture.ffn);
-    // activation(gate) ∘ up: two in, one out; back: three in, two out.
-    touched.forward += 3 * ffn;
-    touched.backward += 5 * ffn;
+    // f(gate) ∘ up: two in, one out; back: three in, two out. f(up): one less of each.
+    const bool is_gated = architecture.mlp_kind == MlpKind::kGated;
+    touched.forward += (is_gated ? 3 : 2) * ffn;
+    touched.backward += (is_gated ? 5 : 3) * ffn;
   }
   return touched;
 }
 
 int64_t kept_activations(const Architecture& architecture, Half half) {
-  int64_t width = 3 * architecture.hidden;  // input, x̂ and gain ∘ x̂, output
+  // Input, x̂ and gain ∘ x̂, output; x̂ and gain ∘ x̂ of heads.
+  int64_t width = 3 * architecture.hidden + 2 * normed_head_channels(architecture, half);
   for (const LinearSpec& linear : architecture.linears) {
     if (linear.half == half) width += linear.out;
   }
-  return width + architecture.linear(half == Half::kAttention ? "o" : "down").in;
+  return width + architecture.last_linear(half).in;
 }
 
 }  // namespace coppice

@@ -9,7 +9,7 @@
 
 namespace coppice {
 
-/// Elements of all weights, biases and gains of the half.
+/// Elements of all weights, biases and norms of the half.
 int64_t half_parameters(const Architecture& architecture, Half half);
 
 /// FLOP of the linears on `tokens` tokens, forward only; of those that read the half's normalised
@@ -20,7 +20,8 @@ double first_linear_flop(const Architecture& architecture, Half half, double tok
 /// What the linears of the half read, by name (LinearSpec::input), with its width.
 std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half half);
 
-/// FLOP of causal attention in sequences of `seqlen`, forward only; 0 for the MLP half.
+/// FLOP of attention in sequences of `seqlen` by the pairs that its mask lets through, forward
+/// only; where windows differ, the mean over the blocks. 0 for the MLP half.
 double attention_flop(const Architecture& architecture, Half half, double tokens, double seqlen);
 
 /// Elements of the largest weight of the half.

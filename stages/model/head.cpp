@@ -10,10 +10,28 @@
 #include <limits>
 #include <utility>
 
+#include "stages/model/norm.h"
+
 namespace coppice {
 
-at::Tensor head_logits(const at::Tensor& normed, const at::Tensor& head_rows) {
-  return at::linear(normed, head_rows).to(at::kFloat);  // [n, rows]
+FinalWeights gather_final(const Architecture& architecture,
+                          const std::function<at::Tensor(const std::string& name)>& tensor) {
+  FinalWeights weights;
+  if (!architecture.final_norm.empty()) {
+    weights.norm = gather_norm(architecture, architecture.final_norm, tensor);
+  }
+  if (!architecture.project_out.empty()) weights.project = tensor(architecture.project_out);
+  return weights;
+}
+
+at::Tensor head_input(const Architecture& architecture, const FinalWeights& weights,
+                      const at::Tensor& x) {
+  const at::Tensor final = weights.norm.gain.defined() ? normed(architecture, weights.norm, x) : x;
+  return weights.project.defined() ? at::linear(final, weights.project) : final;
+}
+
+at::Tensor head_logits(const at::Tensor& x, const at::Tensor& head_rows) {
+  return at::linear(x, head_rows).to(at::kFloat);  // [n, rows]
 }
 
 RunningLogSumExp::RunningLogSumExp(at::Tensor targets) : targets_(std::move(targets)) {

@@ -4,11 +4,31 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <string>
+
+#include "stages/model/block_weights.h"
 
 namespace coppice {
 
-/// normed [n, hidden] · head_rows [rows, hidden]ᵀ, rounded to the dtype of `normed`, then fp32.
-at::Tensor head_logits(const at::Tensor& normed, const at::Tensor& head_rows);
+/// What lies between the last block and the head. Undefined: there is none.
+struct FinalWeights {
+  Norm norm;
+  at::Tensor project;  // [embedding_width, hidden]
+};
+
+/// Gathers it by asking `tensor` for every name of final_tensors().
+FinalWeights gather_final(const Architecture& architecture,
+                          const std::function<at::Tensor(const std::string& name)>& tensor);
+
+/// x [tokens, hidden] → what the head reads, [tokens, embedding_width]: project norm(x), as far as
+/// the architecture has them.
+at::Tensor head_input(const Architecture& architecture, const FinalWeights& weights,
+                      const at::Tensor& x);
+
+/// x [n, embedding_width] · head_rows [rows, embedding_width]ᵀ, rounded to the dtype of `x`, then
+/// fp32.
+at::Tensor head_logits(const at::Tensor& x, const at::Tensor& head_rows);
 
 /// Per predicted token: running maximum and sum of exponentials, and the logit of the target.
 /// All fp32 [tokens] on the device of `targets`; 12 bytes a token.

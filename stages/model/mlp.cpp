@@ -1,47 +1,51 @@
 // The MLP half of a block.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/silu.h>
 
 #include <stdexcept>
 
 #include "stages/model/block_forward.h"
 #include "stages/model/differentiable.h"
-#include "stages/model/norm.h"
+#include "stages/model/residual.h"
 
 namespace coppice {
 namespace {
 
-/// activation(gate) ∘ up
-at::Tensor gated(Activation activation, const at::Tensor& gate, const at::Tensor& up) {
+at::Tensor activated(Activation activation, const at::Tensor& x) {
   switch (activation) {
     case Activation::kSilu:
-      return differentiable::gated_silu(gate, up);
+      return at::silu(x);
     case Activation::kGelu:
-      return at::gelu(gate) * up;
+      return at::gelu(x);
     case Activation::kGeluTanh:
-      return at::gelu(gate, "tanh") * up;
+      return at::gelu(x, "tanh");
     case Activation::kRelu:
-      return at::relu(gate) * up;
+      return at::relu(x);
   }
   throw std::logic_error("an activation without a formula");
+}
+
+/// What the last linear reads, [tokens, ffn]: f(gate) ∘ up, or f(up).
+at::Tensor units_of(const Architecture& architecture, const std::vector<at::Tensor>& first) {
+  const Activation activation = architecture.activation;
+  if (architecture.mlp_kind == MlpKind::kPlain) return activated(activation, first[0]);
+  if (activation == Activation::kSilu) return differentiable::gated_silu(first[0], first[1]);
+  return activated(activation, first[0]) * first[1];
 }
 
 }  // namespace
 
 at::Tensor mlp_half(const Architecture& architecture, const BlockWeights& weights,
                     const MicroBatch& x, const InputObserver& observe) {
-  const std::map<std::string, Linear>& linears = weights.linears;
-  const at::Tensor x_hat = rms_normalize(x.hidden, architecture.norm_epsilon);
-  at::Tensor normed;
-  const std::vector<at::Tensor> gate_up = normed_linears(
-      x_hat, weights.norms.at("before_mlp"), {&linears.at("gate"), &linears.at("up")}, &normed);
-  if (observe) observe(architecture.linear("gate").input, normed);
-  const at::Tensor units = gated(architecture.activation, gate_up[0], gate_up[1]);  // [tokens, ffn]
-  if (observe) observe(architecture.linear("down").input, units);
-  const Linear down = converted(linears.at("down"), units.scalar_type());
-  return at::linear(units, down.weight, down.bias).add_(x.hidden);
+  static const std::vector<std::string> kGated = {"gate", "up"}, kPlain = {"up"};
+  const auto& roles = architecture.mlp_kind == MlpKind::kGated ? kGated : kPlain;
+  const FirstLinears first = first_linears(architecture, weights, Half::kMlp, roles, x.hidden);
+  if (observe) observe(architecture.first_linear(Half::kMlp).input, first.input);
+  const at::Tensor units = units_of(architecture, first.outputs);
+  if (observe) observe(architecture.last_linear(Half::kMlp).input, units);
+  return back_to_stream(architecture, weights, Half::kMlp, units, x.hidden);
 }
 
 }  // namespace coppice

@@ -123,7 +123,7 @@ void MatrixTrainer::keep(Matrix& matrix, const std::vector<at::Tensor>& values,
 std::map<std::string, MatrixTrainer::Inputs> MatrixTrainer::capture(std::span<const int> windows) {
   std::map<std::string, Inputs> captured;
   const auto run = [&](ActivationSource& source, at::Tensor Inputs::*part) {
-    forward_half(half_of(half_), span_.architecture, forward_, span_.rotary, source.read(windows),
+    forward_half(half_, span_.architecture, forward_, span_.rotary, source.read(windows),
                  [&](const std::string& input, const at::Tensor& x) { captured[input].*part = x; });
   };
   run(*inputs_, &Inputs::x);

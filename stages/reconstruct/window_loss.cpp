@@ -15,7 +15,7 @@ namespace coppice {
 at::Tensor window_output(const SpanJob& span, HalfRange halves, const WindowBlocks& weights,
                          MicroBatch x) {
   for (int half = halves.first; half < halves.last; ++half) {
-    x.hidden = forward_half(half_of(half), span.architecture, weights.at(half / 2), span.rotary, x);
+    x.hidden = forward_half(half, span.architecture, weights.at(half / 2), span.rotary, x);
   }
   return std::move(x.hidden);
 }

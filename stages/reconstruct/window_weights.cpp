@@ -39,11 +39,16 @@ void WindowWeights::add_linear(int half, const LinearSpec& spec,
 
 void WindowWeights::add_norm(int half, const NormSpec& spec, const ReconstructOptions& options) {
   const int block = half / 2;
-  const std::string name = in_block(span_.architecture, block, spec.name) + ".weight";
-  const at::Tensor& dense = span_.dense_at(half).norms.at(spec.role);
-  leaves_[block].norms[spec.role] = options.train_norms
-                                        ? train(name, dense, Trained::Kind::kNorm, block, spec.role)
-                                        : start_value(name, dense).to(span_.compute);
+  const std::string name = in_block(span_.architecture, block, spec.name);
+  const Norm& dense = span_.dense_at(half).norms.at(spec.role);
+  const auto leaf = [&](const std::string& tensor, const at::Tensor& value, Trained::Kind kind) {
+    return options.train_norms ? train(tensor, value, kind, block, spec.role)
+                               : start_value(tensor, value).to(span_.compute);
+  };
+  Norm& leaves = leaves_[block].norms[spec.role];
+  leaves.gain = leaf(name + ".weight", dense.gain, Trained::Kind::kNormGain);
+  if (!dense.bias.defined()) return;
+  leaves.bias = leaf(name + ".bias", dense.bias, Trained::Kind::kNormBias);
 }
 
 at::Tensor WindowWeights::start_value(const std::string& name, const at::Tensor& dense) const {
@@ -140,8 +145,11 @@ WindowBlocks WindowWeights::with(const std::vector<at::Tensor>& values) const {
       case Trained::Kind::kBias:
         weights.linears.at(trained.role).bias = value;
         break;
-      case Trained::Kind::kNorm:
-        weights.norms.at(trained.role) = value;
+      case Trained::Kind::kNormGain:
+        weights.norms.at(trained.role).gain = value;
+        break;
+      case Trained::Kind::kNormBias:
+        weights.norms.at(trained.role).bias = value;
         break;
     }
   }

@@ -15,9 +15,9 @@
 namespace coppice {
 
 /// Starts from the variant's adapted tensors, and the dense ones where it has none. Trained are the
-/// window's weights (kept ones, where there is a mask), and biases and norm gains as the options
-/// say. Owns masters, moments and leaves; in fp32 compute a leaf is its master, not a copy. The
-/// job and the variant must outlive this. One thread.
+/// window's weights (kept ones, where there is a mask), and biases and norms as the options say.
+/// Owns masters, moments and leaves; in fp32 compute a leaf is its master, not a copy. The job and
+/// the variant must outlive this. One thread.
 class WindowWeights {
  public:
   WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
@@ -55,7 +55,7 @@ class WindowWeights {
     AdamWState state;
     int block;
     std::string role;
-    enum class Kind { kWeight, kBias, kNorm } kind;
+    enum class Kind { kWeight, kBias, kNormGain, kNormBias } kind;
   };
 
   at::Tensor start_value(const std::string& name, const at::Tensor& dense) const;

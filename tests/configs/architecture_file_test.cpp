@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -195,14 +196,57 @@ TEST(ArchitectureFile, RopeWithoutAnyKeyIsTheOriginalOne) {
 }
 
 TEST(ArchitectureFile, RopesOfLaterVersionsAreRefused) {
-  for (const char* type : {"linear", "dynamic", "yarn", "longrope"}) {
-    EXPECT_THAT(loading(with({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}})),
-                ThrowsMessage<ConfigError>(AllOf(HasSubstr("config.json: rope_scaling.type: "),
-                                                 HasSubstr(type), HasSubstr("comes later"))));
-  }
+  EXPECT_THAT(loading(with({{"rope_scaling", {{"type", "longrope"}, {"factor", 2.0}}}})),
+              ThrowsMessage<ConfigError>(
+                  HasSubstr("config.json: rope_scaling.type: \"longrope\": comes later; one of")));
   EXPECT_THAT(loading(with({{"rope_parameters", {{"rope_type", "spiral"}}}})),
               ThrowsMessage<ConfigError>(
                   HasSubstr("rope_parameters.rope_type: \"spiral\": unknown; one of default")));
+  EXPECT_THAT(loading(with({{"rope_parameters", {{"full_attention", {{"rope_theta", 1.0}}}}}})),
+              ThrowsMessage<ConfigError>(HasSubstr("rope_parameters.full_attention: ")));
+}
+
+TEST(ArchitectureFile, LinearAndDynamicRopesHaveAFactor) {
+  for (const auto& [type, kind] :
+       {std::pair("linear", RopeKind::kLinear), std::pair("dynamic", RopeKind::kDynamic)}) {
+    const Rope rope = loaded(with({{"rope_scaling", {{"type", type}, {"factor", 2.5}}}})).rope;
+    EXPECT_EQ(rope.kind, kind);
+    EXPECT_EQ(rope.factor, 2.5);
+    EXPECT_THAT(loading(with({{"rope_scaling", {{"type", type}}}})),
+                ThrowsMessage<ConfigError>(HasSubstr("rope_scaling.factor: absent: must be")));
+  }
+  EXPECT_EQ(loaded(with({{"rope_scaling", {{"type", "dynamic"}, {"factor", 2}}}}))
+                .rope.original_max_position,
+            64);
+}
+
+TEST(ArchitectureFile, YarnIsReadWithItsDefaults) {
+  const Rope rope = loaded(with({{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}})).rope;
+  EXPECT_EQ(rope.kind, RopeKind::kYarn);
+  EXPECT_EQ(rope.original_max_position, 64);  // max_position_embeddings
+  EXPECT_EQ(rope.beta_fast, 32);
+  EXPECT_EQ(rope.beta_slow, 1);
+  EXPECT_TRUE(rope.truncate);
+  EXPECT_NEAR(rope.attention_factor, 0.1 * std::log(4.0) + 1, 1e-12);
+}
+
+TEST(ArchitectureFile, YarnIsReadWithAllItsParameters) {
+  json scaling = {
+      {"rope_type", "yarn"}, {"factor", 4.0},        {"original_max_position_embeddings", 16},
+      {"beta_fast", 8.0},    {"beta_slow", 2.0},     {"truncate", false},
+      {"mscale", 2.0},       {"mscale_all_dim", 1.0}};
+  const Rope rope = loaded(with({{"rope_scaling", scaling}})).rope;
+  EXPECT_EQ(rope.original_max_position, 16);
+  EXPECT_EQ(rope.beta_fast, 8);
+  EXPECT_EQ(rope.beta_slow, 2);
+  EXPECT_FALSE(rope.truncate);
+  const double log4 = std::log(4.0);
+  EXPECT_NEAR(rope.attention_factor, (0.2 * log4 + 1) / (0.1 * log4 + 1), 1e-12);
+  scaling["attention_factor"] = 0.75;
+  EXPECT_EQ(loaded(with({{"rope_scaling", scaling}})).rope.attention_factor, 0.75);
+  scaling["beta_fast"] = 1.0;
+  EXPECT_THAT(loading(with({{"rope_scaling", scaling}})),
+              ThrowsMessage<ConfigError>(HasSubstr("beta_fast: 1.0: must not be less than")));
 }
 
 TEST(ArchitectureFile, ScaledRopeNeedsAllOfItsParameters) {

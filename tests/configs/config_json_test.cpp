@@ -24,6 +24,21 @@ ConfigJson config_of(const std::string& text) {
   return ConfigJson(directory / "config.json");
 }
 
+TEST(ConfigJson, NullIsToldFromAbsent) {
+  const ConfigJson config = config_of(R"({"n": null, "one": 1})");
+  EXPECT_TRUE(config.is_null("n"));
+  EXPECT_FALSE(config.is_null("one"));
+  EXPECT_FALSE(config.is_null("two"));
+}
+
+TEST(ConfigJson, TextIsAStringItselfOrTheJsonOfAnythingElse) {
+  const ConfigJson config = config_of(R"({"w": "absolute", "t": true, "n": 2})");
+  EXPECT_EQ(config.text("w"), "absolute");
+  EXPECT_EQ(config.text("t"), "true");
+  EXPECT_EQ(config.text("n"), "2");
+  EXPECT_EQ(config.text("gone"), "");
+}
+
 TEST(ConfigJson, ValuesAreReadByType) {
   const ConfigJson config = config_of(
       R"({"n": 7, "x": 0.5, "t": true, "w": "silu", "o": {"k": 1}, "l": [1, 2], "s": ["a"]})");

@@ -43,6 +43,11 @@ TEST(Family, QuotientsLeaveNoRemainder) {
   EXPECT_THROW(evaluate_size("six / zero", value_of), ConfigError);
 }
 
+TEST(Family, WholeNumbersAreSizes) {
+  EXPECT_EQ(evaluate_size("128", value_of), 128);
+  EXPECT_EQ(evaluate_size("six * 10", value_of), 60);
+}
+
 TEST(Family, ProductsThatOverflowAreRefused) {
   EXPECT_THAT([] { evaluate_size("huge * two", value_of); },
               ThrowsMessage<ConfigError>(HasSubstr("exceeds")));
@@ -105,22 +110,64 @@ TEST(Family, AbsentKeysAreNamed) {
   EXPECT_THAT(parsing("  vocab: vocab_size\n", ""),
               ThrowsMessage<ConfigError>(
                   AllOf(StartsWith("f.yaml:"), HasSubstr("dims: the key vocab is absent"))));
-  EXPECT_THAT(parsing("  head: lm_head.weight\n", ""),
-              ThrowsMessage<ConfigError>(HasSubstr("outside: the key head is absent")));
+  EXPECT_THAT(parsing("  embedding: model.embed_tokens.weight\n", ""),
+              ThrowsMessage<ConfigError>(HasSubstr("outside: the key embedding is absent")));
 }
 
 TEST(Family, FormsThatNoStageComputesAreRefused) {
-  EXPECT_THAT(parsing("kind: rms", "kind: layer"),
+  EXPECT_THAT(parsing("kind: rms", "kind: group"),
+              ThrowsMessage<ConfigError>(HasSubstr(
+                  "block.norm.kind: group: not computed by this version; one of rms, layer")));
+  EXPECT_THAT(parsing("mask: causal", "mask: prefix"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.attention.mask: prefix")));
+  EXPECT_THAT(parsing("position: rotary", "position: relative"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.attention.position: relative")));
+  EXPECT_THAT(parsing("kind: gated", "kind: experts"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.mlp.kind: experts")));
+}
+
+TEST(Family, WindowsNeedACausalMask) {
+  EXPECT_THAT(parsing("{mask: causal,", "{mask: bidirectional, window: {size: w},"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.attention.window: not computed")));
+}
+
+TEST(Family, LinearsAreInTheOrderOfTheForward) {
+  const std::string q =
+      "    q:    {name: self_attn.q_proj, half: attention, input: attention_input, "
+      "shape: [heads*head_dim, hidden], bias: attention_bias}\n";
+  EXPECT_THAT(parsing(q, ""), ThrowsMessage<ConfigError>(HasSubstr("the key q is absent")));
+  const std::string without = replaced(q, "");
+  std::string last = without;
+  last.insert(last.find("\n\n  # What structured") + 1, q);
+  EXPECT_THAT([&] { parse_family("f.yaml", last); },
               ThrowsMessage<ConfigError>(
-                  HasSubstr("block.norm.kind: layer: not computed by this version; rms is")));
-  EXPECT_THAT(parsing("placement: pre", "placement: post"),
-              ThrowsMessage<ConfigError>(HasSubstr("block.norm.placement: post")));
-  EXPECT_THAT(parsing("mask: causal", "mask: bidirectional"),
-              ThrowsMessage<ConfigError>(HasSubstr("block.attention.mask: bidirectional")));
-  EXPECT_THAT(parsing("position: rotary", "position: learned"),
-              ThrowsMessage<ConfigError>(HasSubstr("block.attention.position: learned")));
+                  HasSubstr("block.linears: must be in the order q, k, v, o, gate, up, down")));
+}
+
+TEST(Family, APlainMlpHasNoGate) {
   EXPECT_THAT(parsing("kind: gated", "kind: plain"),
-              ThrowsMessage<ConfigError>(HasSubstr("block.mlp.kind: plain")));
+              ThrowsMessage<ConfigError>(HasSubstr("block.linears.gate: unknown key")));
+}
+
+TEST(Family, TokenTypesHaveASize) {
+  EXPECT_THAT(parsing("  head: lm_head.weight", "  head: lm_head.weight\n  token_types: types"),
+              ThrowsMessage<ConfigError>(HasSubstr("dims: the key token_types is absent")));
+}
+
+TEST(Family, AnEmbeddingOfItsOwnWidthIsProjected) {
+  EXPECT_THAT(parsing("  vocab: vocab_size", "  vocab: vocab_size\n  embedding_width: embed_dim"),
+              ThrowsMessage<ConfigError>(HasSubstr("outside: the key project_in is absent")));
+}
+
+TEST(Family, PositionsStartAtAWholeRow) {
+  const std::string head = "  head: lm_head.weight";
+  const auto text = [&](const std::string& row) {
+    return head + "\n  positions: {name: p, first_row: " + row + "}";
+  };
+  EXPECT_EQ(parse_family("f.yaml", replaced(head, text("2"))).first_position_row, 2);
+  EXPECT_THAT(
+      parsing(head, text("-2")),
+      ThrowsMessage<ConfigError>(HasSubstr("outside.positions.first_row: must be a whole")));
 }
 
 TEST(Family, ShapesAreTwoExpressionsOverTheSizes) {

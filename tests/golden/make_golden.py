@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Makes the golden checkpoints and tensors: small random Llamas, computed by transformers.
+"""Makes the golden checkpoints and tensors: small random models, computed by transformers.
 
-Each folder beside this file is a Hugging Face checkpoint of odd sizes plus golden.safetensors:
+Each folder beside this file, <family>_<variant>, is a Hugging Face checkpoint of odd sizes plus
+golden.safetensors:
 
   input_ids      int64 [windows, seqlen]
   hidden.N       [windows, seqlen, hidden]  embedding output (0), then the output of each block
-  half.B         [windows, seqlen, hidden]  block B after its attention residual, before its MLP
-  logits         [windows, seqlen, vocab]
+  half.B         [windows, seqlen, hidden]  block B after its attention residual (and the norm that
+                 follows it, where one does), before its MLP
+  logits         [windows, seqlen, vocab]; this and the next not of encoders
   nll            float32 []  mean over the seqlen - 1 predicted tokens of all windows
   train.H.*      only in llama_fp32, H is `attention` or `mlp` of block 0:
     x, target    [windows, seqlen, hidden]
@@ -26,7 +28,11 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 SEED = 20251122
 WINDOWS, SEQLEN = 3, 23
@@ -78,6 +84,35 @@ LLAMA_BF16 = {
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
+# Kept, blended and divided: 4 frequencies turn 10, 1, 0.1 and 0.01 times in 64 positions.
+LLAMA_YARN_FP32 = LLAMA_BF16 | {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 8.0,
+    },
+}
+LLAMA_LINEAR_FP32 = LLAMA_BF16 | {
+    "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+}
+# The windows are longer than the positions: theta grows.
+LLAMA_DYNAMIC_FP32 = LLAMA_BF16 | {
+    "max_position_embeddings": 16,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.5},
+}
+LLAMAS = [
+    ("llama_fp32", LLAMA_FP32, torch.float32),
+    ("llama_bias_llama3_fp32", LLAMA_BIAS_LLAMA3_FP32, torch.float32, "20KB"),
+    ("llama_bf16", LLAMA_BF16, torch.bfloat16),
+    ("llama_linear_fp32", LLAMA_LINEAR_FP32, torch.float32),
+    ("llama_dynamic_fp32", LLAMA_DYNAMIC_FP32, torch.float32),
+    ("llama_yarn_fp32", LLAMA_YARN_FP32, torch.float32),
+]
+FAMILIES = [
+    (LlamaForCausalLM, LlamaConfig, LLAMAS),
+]
 HALVES = {
     "attention": (
         "self_attn",
@@ -88,17 +123,18 @@ HALVES = {
 }
 
 
-def random_model(sizes: dict, dtype: torch.dtype) -> LlamaForCausalLM:
+def random_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Draws every parameter: gains around 1, biases not 0, weights that keep activations sane."""
-    model = LlamaForCausalLM(LlamaConfig(**{**COMMON, **sizes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
-            if "norm" in name:
+            if "norm" in name.lower() and not name.endswith("bias"):
                 parameter.copy_(1 + 0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.3 * noise)
-            elif "embed_tokens" in name:
+            elif "position" in name or "token_type" in name:
+                parameter.copy_(0.5 * noise)
+            elif "embed" in name:
                 # The output layer too, where tied: logits near 1.
                 scale = (
                     parameter.shape[1] ** -0.5
@@ -122,38 +158,52 @@ def respell(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def reload(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+def reload(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     """The goldens are of the files, so they are computed from what was read back."""
-    model, info = LlamaForCausalLM.from_pretrained(
-        folder, dtype="auto", attn_implementation="eager", output_loading_info=True
+    read, info = type(model).from_pretrained(
+        folder,
+        dtype="auto",
+        attn_implementation="eager",
+        output_loading_info=True,
     )
     assert not any(info.values()), info
-    assert model.dtype == dtype, model.dtype
-    return model.eval()
+    assert read.dtype == model.dtype, read.dtype
+    return read.eval()
+
+
+def keep_half(layer, keep) -> None:
+    """Has `keep` told the hidden states between the halves of a block."""
+    layer.post_attention_layernorm.register_forward_pre_hook(
+        lambda _, inputs: keep(inputs[0])
+    )
 
 
 @torch.no_grad()
-def forward_tensors(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+def forward_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     ids = torch.randint(model.config.vocab_size, (WINDOWS, SEQLEN))
     tensors = {"input_ids": ids}
-    for block, layer in enumerate(model.model.layers):
+
+    def keep(name, hidden):
+        tensors[name] = hidden.reshape(WINDOWS, SEQLEN, -1)
+
+    blocks = model.model.layers
+    for block, layer in enumerate(blocks):
         layer.register_forward_pre_hook(
-            lambda _, inputs, name=f"hidden.{block}": tensors.update({name: inputs[0]})
+            lambda _, inputs, block=block: keep(f"hidden.{block}", inputs[0])
         )
-        layer.post_attention_layernorm.register_forward_pre_hook(
-            lambda _, inputs, name=f"half.{block}": tensors.update({name: inputs[0]})
+        keep_half(layer, lambda hidden, block=block: keep(f"half.{block}", hidden))
+    blocks[-1].register_forward_hook(
+        lambda _, inputs, output: keep(
+            f"hidden.{len(blocks)}", output[0] if isinstance(output, tuple) else output
         )
-    last = f"hidden.{len(model.model.layers)}"
-    model.model.norm.register_forward_pre_hook(
-        lambda _, inputs: tensors.update({last: inputs[0]})
     )
-    logits = model(ids, use_cache=False).logits
-    predictions = logits[:, :-1].float().flatten(0, 1)
+    output = model(ids, use_cache=False)
+    predictions = output.logits[:, :-1].float().flatten(0, 1)
     nll = torch.nn.functional.cross_entropy(predictions, ids[:, 1:].flatten())
-    return {**tensors, "logits": logits, "nll": nll}
+    return {**tensors, "logits": output.logits, "nll": nll}
 
 
-def half_output(model: LlamaForCausalLM, half: str, x: torch.Tensor) -> torch.Tensor:
+def half_output(model: PreTrainedModel, half: str, x: torch.Tensor) -> torch.Tensor:
     """One half of block 0 with its residual."""
     layer = model.model.layers[0]
     if half == "mlp":
@@ -170,7 +220,7 @@ def half_output(model: LlamaForCausalLM, half: str, x: torch.Tensor) -> torch.Te
 
 
 def training_tensors(
-    model: LlamaForCausalLM, half: str, x, target
+    model: PreTrainedModel, half: str, x, target
 ) -> dict[str, torch.Tensor]:
     module_name, roles, norm_name = HALVES[half]
     layer = model.model.layers[0]
@@ -193,7 +243,7 @@ def training_tensors(
     return {f"train.{half}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def check_halves(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor]) -> None:
+def check_halves(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
     """The hand-made halves are those of the model."""
     with torch.no_grad():
         half = half_output(model, "attention", tensors["hidden.0"])
@@ -202,7 +252,7 @@ def check_halves(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor]) -> N
         torch.testing.assert_close(block, tensors["hidden.1"], rtol=1e-5, atol=1e-5)
 
 
-def add_training(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor]) -> None:
+def add_training(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
     """Adds train.*: inputs and targets are the model's own; masking then changes the weights."""
     check_halves(model, tensors)
     ends = {"attention": ("hidden.0", "half.0"), "mlp": ("half.0", "hidden.1")}
@@ -212,15 +262,18 @@ def add_training(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor]) -> N
         )
 
 
-def make(folder: Path, sizes: dict, dtype: torch.dtype, max_shard_size: str) -> None:
+def make(
+    folder: Path, model_class, config, dtype: torch.dtype, max_shard_size: str = "1GB"
+) -> None:
     # One stream per folder: changing one leaves the others as they are.
     torch.manual_seed(SEED + sum(map(ord, folder.name)))
     shutil.rmtree(folder, ignore_errors=True)
-    random_model(sizes, dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    made = random_model(model_class(config), dtype)
+    made.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    if "rope_parameters" not in sizes:
+    if folder.name == "llama_fp32":
         respell(folder)
-    model = reload(folder, dtype)
+    model = reload(folder, made)
     tensors = forward_tensors(model)
     if folder.name == "llama_fp32":
         add_training(model, tensors)
@@ -237,9 +290,7 @@ def make(folder: Path, sizes: dict, dtype: torch.dtype, max_shard_size: str) -> 
     for path in folder.iterdir():
         path.chmod(0o644)
     total = sum(path.stat().st_size for path in folder.iterdir())
-    print(
-        f"{folder.name}: {len(tensors)} tensors, {total} bytes, nll {tensors['nll']:.6f}"
-    )
+    print(f"{folder.name}: {len(tensors)} tensors, {total} bytes")
 
 
 def main() -> None:
@@ -253,9 +304,10 @@ def main() -> None:
     out = parser.parse_args().out_dir
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    make(out / "llama_fp32", LLAMA_FP32, torch.float32, "1GB")
-    make(out / "llama_bias_llama3_fp32", LLAMA_BIAS_LLAMA3_FP32, torch.float32, "20KB")
-    make(out / "llama_bf16", LLAMA_BF16, torch.bfloat16, "1GB")
+    for model_class, config_class, variants in FAMILIES:
+        for name, sizes, dtype, *shards in variants:
+            config = config_class(**COMMON | sizes)
+            make(out / name, model_class, config, dtype, *shards)
 
 
 if __name__ == "__main__":

@@ -228,8 +228,10 @@ TEST(ModelSpans, HeadSpanHoldsItsRowsAndTheFinalNorm) {
     const Slot slot(subject, span);
     EXPECT_EQ(slot.tensor(architecture.head),
               rows_of(subject, architecture.head, span.first, span.last));
-    EXPECT_EQ(slot.tensor(architecture.final_norm),
-              testing::stored_bytes(subject.model.checkpoint, architecture.final_norm));
+    for (const NamedShape& tensor : final_tensors(architecture)) {
+      EXPECT_EQ(slot.tensor(tensor.name),
+                testing::stored_bytes(subject.model.checkpoint, tensor.name));
+    }
   }
 }
 

@@ -69,7 +69,7 @@ TEST(Calibrate, ThePropagatedStreamGivesStatisticsAndNoBoundary) {
   at::Tensor squares = at::zeros({span.architecture.hidden}, at::kDouble);
   for (const at::Tensor& x : span.boundaries.propagated[1]) {
     const at::Tensor normed =
-        weights.norms.at("before_mlp") * rms_normalize(x, span.architecture.norm_epsilon);
+        weights.norms.at("before_mlp").gain * rms_normalize(x, span.architecture.norm_epsilon);
     squares += normed.to(at::kDouble).square().sum(0);
   }
   EXPECT_THAT(span.job.statistics.at("model.layers.0.mlp_in").sum_of_squares.to(at::kFloat),
@@ -85,7 +85,7 @@ TEST(Calibrate, StatisticsAreSquaresOfWhatTheLinearsRead) {
                            Key("model.layers.0.mlp_in"), Key("model.layers.0.mlp_units")));
   at::Tensor sum = at::zeros({20}, at::TensorOptions(at::kDouble));
   for (const at::Tensor& x : span.boundaries.held[0]) {
-    const at::Tensor normed = span.job.dense[0].norms.at("before_attention") *
+    const at::Tensor normed = span.job.dense[0].norms.at("before_attention").gain *
                               rms_normalize(x, span.architecture.norm_epsilon);
     sum.add_(normed.to(at::kDouble).square().sum(0));
   }
@@ -102,7 +102,7 @@ TEST(Calibrate, GramMatricesAreOfTheWindowsThatAreNotHeldOut) {
     at::Tensor sum = at::zeros({20, 20}, at::TensorOptions(at::kDouble));
     for (size_t i = 0; i < (fraction == 0 ? 3 : 2); ++i) {
       const at::Tensor normed =
-          span.job.dense[0].norms.at("before_attention") *
+          span.job.dense[0].norms.at("before_attention").gain *
           rms_normalize(span.boundaries.held[0][i], span.architecture.norm_epsilon);
       sum.add_(normed.to(at::kDouble).t().mm(normed.to(at::kDouble)));
     }

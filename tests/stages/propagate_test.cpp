@@ -32,13 +32,13 @@ TEST(Propagate, HandsOnWhatTheAdaptedWeightsMakeOfThePrunedPrefix) {
   }
   span.boundaries.wanted = {2};
   const at::Tensor bias = span.job.dense[0].linears.at("down").bias + 1;
-  const at::Tensor gain = span.job.dense[0].norms.at("before_mlp") * 2;
+  const at::Tensor gain = span.job.dense[0].norms.at("before_mlp").gain * 2;
   span.variant().adapted["model.layers.0.mlp.down_proj.bias"] = bias;
   span.variant().adapted["model.layers.0.post_attention_layernorm.weight"] = gain;
   run(span, kMlp);
   BlockWeights adapted = span.job.dense[0];
   adapted.linears.at("down").bias = bias;
-  adapted.norms.at("before_mlp") = gain;
+  adapted.norms.at("before_mlp").gain = gain;
   for (auto& [role, linear] : adapted.linears) {
     const std::string name = in_block(span.architecture, 0, span.architecture.linear(role).name);
     linear.weight = span.variant().adapted.at(name + ".weight");

@@ -70,7 +70,7 @@ TEST_P(GoldenGradient, EqualsTransformers) {
     const std::string name = prefix + "mask." + module(architecture.linear(role));
     linear.weight = linear.weight.mul(golden.expected(name)).requires_grad_(true);
   }
-  at::Tensor& gain = weights.norms.begin()->second;
+  at::Tensor& gain = weights.norms.begin()->second.gain;
   gain.requires_grad_(true);
 
   const at::Tensor x = golden.expected(prefix + "x");
@@ -196,10 +196,10 @@ TEST(Reconstruct, LinearWithoutAMaskTrainsWhole) {
 
 TEST(Reconstruct, DenseWeightsAreLeftAsTheyWere) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
-  const at::Tensor gain = span.job.dense[0].norms.at("before_mlp").clone();
+  const at::Tensor gain = span.job.dense[0].norms.at("before_mlp").gain.clone();
   const at::Tensor bias = span.job.dense[0].linears.at("up").bias.clone();
   run(span, kMlp, options_with(1e-2));
-  EXPECT_THAT(span.job.dense[0].norms.at("before_mlp"), IsIdenticalTo(gain));
+  EXPECT_THAT(span.job.dense[0].norms.at("before_mlp").gain, IsIdenticalTo(gain));
   EXPECT_THAT(span.job.dense[0].linears.at("up").bias, IsIdenticalTo(bias));
 }
 

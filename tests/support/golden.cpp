@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <stdexcept>
@@ -16,8 +17,11 @@ std::filesystem::path golden_directory(const std::string& folder) {
 }
 
 at::Tensor read_tensor(const std::filesystem::path& path, const TensorInfo& info) {
-  static const std::map<std::string, at::ScalarType> kTypes = {
-      {"F32", at::kFloat}, {"BF16", at::kBFloat16}, {"I64", at::kLong}, {"U8", at::kByte}};
+  static const std::map<std::string, at::ScalarType> kTypes = {{"F32", at::kFloat},
+                                                               {"F16", at::kHalf},
+                                                               {"BF16", at::kBFloat16},
+                                                               {"I64", at::kLong},
+                                                               {"U8", at::kByte}};
   at::Tensor tensor = at::empty(info.shape, at::TensorOptions(kTypes.at(info.dtype)));
   std::ifstream file(path, std::ios::binary);
   file.seekg(static_cast<std::streamoff>(info.offset));
@@ -30,6 +34,15 @@ at::Tensor read_tensor(const std::filesystem::path& path, const TensorInfo& info
 }
 
 }  // namespace
+
+std::vector<std::string> golden_folders() {
+  std::vector<std::string> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(golden_directory(""))) {
+    if (entry.is_directory()) folders.push_back(entry.path().filename());
+  }
+  std::sort(folders.begin(), folders.end());
+  return folders;
+}
 
 Golden::Golden(const std::string& folder)
     : golden_path_(golden_directory(folder) / "golden.safetensors"),
@@ -54,6 +67,11 @@ at::Tensor Golden::expected(const std::string& name) const {
 BlockWeights Golden::block(int block) const {
   return gather_block(architecture_, block,
                       [this](const std::string& name) { return weight(name); });
+}
+
+at::ScalarType Golden::compute_dtype() const {
+  if (architecture_.dtype == "BF16") return at::kBFloat16;
+  return at::kFloat;
 }
 
 }  // namespace coppice::testing

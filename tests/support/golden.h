@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "stages/model/architecture.h"
 #include "stages/model/block_weights.h"
@@ -13,6 +14,9 @@
 #include "storage/checkpoint/safetensors.h"
 
 namespace coppice::testing {
+
+/// Every folder of tests/golden, by name.
+std::vector<std::string> golden_folders();
 
 class Golden {
  public:
@@ -23,6 +27,9 @@ class Golden {
   at::Tensor weight(const std::string& name) const;    // of the checkpoint
   at::Tensor expected(const std::string& name) const;  // of golden.safetensors
   BlockWeights block(int block) const;
+
+  /// What a CPU computes with for this checkpoint: its own dtype, and fp32 for float16.
+  at::ScalarType compute_dtype() const;
 
  private:
   std::filesystem::path golden_path_;

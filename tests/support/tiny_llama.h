@@ -46,6 +46,7 @@ inline Architecture tiny_llama(int num_blocks = 1) {
   add("down", "mlp.down_proj", "mlp_units", Half::kMlp, a.hidden, a.ffn);
   a.norms = {{"before_attention", "input_layernorm", Half::kAttention, a.hidden},
              {"before_mlp", "post_attention_layernorm", Half::kMlp, a.hidden}};
+  a.units = {{"ffn", {{"gate", "up"}, {}, "down"}}, {"heads", {{"q"}, {"k", "v"}, "o"}}};
   return a;
 }
 
@@ -91,7 +92,7 @@ struct TinySpan {
       for (int half = 0; half < job.halves.last; ++half) {
         const BlockWeights weights =
             converted(architecture, job.dense_at(half), half_of(half), compute);
-        x.hidden = forward_half(half_of(half), architecture, weights, rotary, x);
+        x.hidden = forward_half(half, architecture, weights, rotary, x);
         boundaries.held[half + 1].push_back(x.hidden);
       }
     }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 
@@ -64,6 +65,45 @@ TEST(HalfCost, AttentionIsCountedPairByPair) {
   const double flop = 4 * pairs * double(kSequences * architecture.heads * architecture.head_dim);
   EXPECT_DOUBLE_EQ(
       attention_flop(architecture, Half::kAttention, double(kSeqlen * kSequences), kSeqlen), flop);
+}
+
+TEST(HalfCost, AttentionInWindowsIsTheMeanOverTheBlocks) {
+  Architecture architecture = testing::tiny_llama();
+  architecture.attention_windows = {0, 7};
+  constexpr int64_t kSeqlen = 50;
+  double pairs = 0;
+  for (const int64_t window : {kSeqlen, int64_t{7}}) {
+    for (int64_t token = 0; token < kSeqlen; ++token) {
+      for (int64_t seen = std::max<int64_t>(0, token - window + 1); seen <= token; ++seen) {
+        pairs += (seen == token ? 0.5 : 1) / 2;
+      }
+    }
+  }
+  const double flop = 4 * pairs * double(architecture.heads * architecture.head_dim);
+  EXPECT_DOUBLE_EQ(attention_flop(architecture, Half::kAttention, kSeqlen, kSeqlen), flop);
+}
+
+TEST(HalfCost, WithoutAMaskEveryPairIsCounted) {
+  Architecture architecture = testing::tiny_llama();
+  const double causal = attention_flop(architecture, Half::kAttention, kTokens, 7);
+  architecture.mask = AttentionMask::kBidirectional;
+  EXPECT_DOUBLE_EQ(attention_flop(architecture, Half::kAttention, kTokens, 7), 2 * causal);
+}
+
+TEST(HalfCost, BiasesOfNormsAreParameters) {
+  Architecture architecture = testing::tiny_llama();
+  const int64_t before = half_parameters(architecture, Half::kMlp);
+  architecture.norm_kind = NormKind::kLayer;
+  EXPECT_EQ(half_parameters(architecture, Half::kMlp), before + architecture.hidden);
+}
+
+TEST(HalfCost, NormsOfHeadsAreKept) {
+  Architecture a = testing::tiny_llama();
+  const int64_t before = kept_activations(a, Half::kAttention);
+  a.norms.push_back({"q_norm", "self_attn.q_norm", Half::kAttention, a.head_dim});
+  a.norms.push_back({"k_norm", "self_attn.k_norm", Half::kAttention, a.head_dim});
+  EXPECT_EQ(kept_activations(a, Half::kAttention) - before,
+            2 * (a.heads + a.kv_heads) * a.head_dim);
 }
 
 TEST(HalfCost, MlpAttendsToNothing) {

@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/tolerance.h"
@@ -26,23 +27,29 @@ class NormedLinears : public ::testing::TestWithParam<at::ScalarType> {
   const at::TensorOptions options_ = at::TensorOptions(GetParam());
   const at::Tensor x_hat_ = at::randn({11, 7}, options_);
   const at::Tensor gain_ = at::randn({7}, options_);
+  const at::Tensor shift_ = at::randn({7}, options_);
   const at::Tensor weight_ = at::randn({5, 7}, options_);
   const at::Tensor other_weight_ = at::randn({3, 7}, options_);
   const at::Tensor bias_ = at::randn({3}, options_);
 
   struct Leaves {
-    at::Tensor x_hat, gain;
+    at::Tensor x_hat, gain, shift;
     Linear first, second;
   };
   Leaves leaves() const {
-    return {leaf(x_hat_), leaf(gain_), {leaf(weight_), {}}, {leaf(other_weight_), leaf(bias_)}};
+    return {leaf(x_hat_),
+            leaf(gain_),
+            leaf(shift_),
+            {leaf(weight_), {}},
+            {leaf(other_weight_), leaf(bias_)}};
   }
   static void run(const Leaves& l, const at::Tensor& x_hat) {
-    const auto y = normed_linears(x_hat, l.gain, {&l.first, &l.second});
+    const auto y = normed_linears({x_hat, (l.gain * x_hat + l.shift).detach()}, {l.gain, l.shift},
+                                  {&l.first, &l.second});
     (y[0].square().sum() + y[1].exp().sum()).backward();
   }
   static void run_reference(const Leaves& l) {
-    const at::Tensor normed = l.gain * l.x_hat;
+    const at::Tensor normed = l.gain * l.x_hat + l.shift;
     const at::Tensor y = at::linear(normed, l.first.weight);
     (y.square().sum() + at::linear(normed, l.second.weight, l.second.bias).exp().sum()).backward();
   }
@@ -56,6 +63,7 @@ TEST_P(NormedLinears, GradientsAreThoseOfTheComposedFormula) {
   EXPECT_THAT(ours.second.weight.grad(), IsCloseTo(reference.second.weight.grad()));
   EXPECT_THAT(ours.second.bias.grad(), IsCloseTo(reference.second.bias.grad()));
   EXPECT_THAT(ours.gain.grad(), IsCloseTo(reference.gain.grad()));
+  EXPECT_THAT(ours.shift.grad(), IsCloseTo(reference.shift.grad()));
   EXPECT_THAT(ours.x_hat.grad(), IsCloseTo(reference.x_hat.grad()));
 }
 
@@ -77,11 +85,18 @@ TEST_P(NormedLinears, GainGradientUsesTheWeightsAsUsed) {
   EXPECT_GT(ours.second.weight.grad().abs().max().item<double>(), 0);
 }
 
-TEST_P(NormedLinears, ObservedIsGainTimesInput) {
-  const Linear linear{weight_, {}};
-  at::Tensor observed;
-  normed_linears(x_hat_, gain_, {&linear}, &observed);
-  EXPECT_THAT(observed, IsCloseTo(gain_ * x_hat_));
+// The bias is then the fourth edge of the graph, not the fifth.
+TEST_P(NormedLinears, GradientsWithoutAShiftAreThoseOfTheComposedFormula) {
+  const Leaves ours = leaves(), reference = leaves();
+  const at::Tensor y = normed_linears({x_hat_, gain_ * x_hat_}, {ours.gain, {}}, {&ours.second})[0];
+  y.exp().sum().backward();
+  at::linear(reference.gain * x_hat_, reference.second.weight, reference.second.bias)
+      .exp()
+      .sum()
+      .backward();
+  EXPECT_THAT(ours.second.weight.grad(), IsCloseTo(reference.second.weight.grad()));
+  EXPECT_THAT(ours.second.bias.grad(), IsCloseTo(reference.second.bias.grad()));
+  EXPECT_THAT(ours.gain.grad(), IsCloseTo(reference.gain.grad()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, NormedLinears, ::testing::Values(at::kFloat, at::kDouble),
@@ -106,6 +121,52 @@ TEST_P(RmsNormalize, GradientIsThatOfTheComposedFormula) {
 INSTANTIATE_TEST_SUITE_P(Dtypes, RmsNormalize,
                          ::testing::Values(at::kFloat, at::kBFloat16, at::kDouble),
                          [](const auto& test) { return c10::toString(test.param); });
+
+/// Both kinds, against ten lines.
+class Normed : public ::testing::TestWithParam<NormKind> {
+ protected:
+  const Architecture architecture_ = [] {
+    Architecture a;
+    a.norm_kind = GetParam();
+    a.norm_epsilon = kEpsilon;
+    return a;
+  }();
+  const at::TensorOptions options_ = at::TensorOptions(at::kDouble);
+  const at::Tensor x_ = at::randn({9, 37}, options_);
+  const Norm norm_{at::randn({37}, options_),
+                   GetParam() == NormKind::kLayer ? at::randn({37}, options_) : at::Tensor()};
+
+  at::Tensor reference() const {
+    if (GetParam() == NormKind::kRms) return reference_normalize(x_) * norm_.gain;
+    const at::Tensor centred = x_ - x_.mean(1, /*keepdim=*/true);
+    return reference_normalize(centred) * norm_.gain + norm_.bias;
+  }
+};
+
+TEST_P(Normed, IsTheFormula) {
+  EXPECT_THAT(normed(architecture_, norm_, x_), IsCloseTo(reference()));
+}
+
+TEST_P(Normed, RowsForLinearsAreTheSame) {
+  EXPECT_THAT(norm_rows(architecture_, norm_, x_).value, IsCloseTo(reference()));
+}
+
+TEST_P(Normed, RowsWithoutGainAreTheirXHat) {
+  const NormedRows rows = norm_rows(architecture_, norm_, x_);
+  const at::Tensor shift = norm_.bias.defined() ? norm_.bias : at::zeros({37}, options_);
+  EXPECT_THAT(rows.x_hat * norm_.gain + shift, IsCloseTo(rows.value));
+}
+
+TEST_P(Normed, NormsOfAnotherDtypeAreConvertedToThatOfTheRows) {
+  const Norm half = converted(norm_, at::kBFloat16);
+  EXPECT_THAT(normed(architecture_, half, x_),
+              IsCloseTo(normed(architecture_, converted(half, at::kDouble), x_)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Normed, ::testing::Values(NormKind::kRms, NormKind::kLayer),
+                         [](const auto& test) {
+                           return test.param == NormKind::kRms ? "Rms" : "Layer";
+                         });
 
 }  // namespace
 }  // namespace coppice

@@ -49,6 +49,67 @@ TEST(Rotary, Llama3KeepsShortWavelengthsAndStretchesLongOnes) {
   for (int64_t pair = 2; pair < 5; ++pair) EXPECT_NEAR(ratio[pair].item<double>(), 8, 1e-3);
 }
 
+/// Of the first five channels; sines of angles below a quarter turn.
+double frequency(const RotaryTable& table, int64_t pair) {
+  return std::atan2(table.sin[1][pair].item<double>(), table.cos[1][pair].item<double>());
+}
+
+TEST(Rotary, LinearDividesEveryFrequency) {
+  Rope scaled;
+  scaled.kind = RopeKind::kLinear;
+  scaled.factor = 2.5;
+  const RotaryTable before = table_of({}), after = table_of(scaled);
+  for (int64_t pair = 0; pair < kHeadDim / 2; ++pair) {
+    EXPECT_NEAR(frequency(before, pair) / frequency(after, pair), 2.5, 1e-4);
+  }
+}
+
+TEST(Rotary, DynamicIsPlainUpToTheOriginalPositions) {
+  Rope rope;
+  rope.kind = RopeKind::kDynamic;
+  rope.factor = 2.5;
+  rope.original_max_position = kPositions;
+  EXPECT_THAT(table_of(rope).sin, testing::IsIdenticalTo(table_of({}).sin));
+}
+
+TEST(Rotary, DynamicThetaGrowsWithTheSequenceBeyond) {
+  Rope rope;
+  rope.kind = RopeKind::kDynamic;
+  rope.factor = 2.5;
+  rope.original_max_position = kPositions / 2;
+  Rope grown;
+  grown.theta = rope.theta * std::pow(2.5 * 2 - 1.5, kHeadDim / (kHeadDim - 2.0));
+  EXPECT_THAT(table_of(rope).cos, IsCloseTo(table_of(grown).cos));
+}
+
+TEST(Rotary, YarnKeepsManyTurnsAndDividesFew) {
+  Rope rope;
+  rope.kind = RopeKind::kYarn;
+  rope.factor = 4;
+  rope.original_max_position = 64;  // 10, 1.6, 0.26, 0.04, 0.006 turns
+  rope.beta_fast = 8;
+  const RotaryTable before = table_of({}), after = table_of(rope);
+  EXPECT_NEAR(frequency(before, 0) / frequency(after, 0), 1, 1e-5);
+  EXPECT_GT(frequency(before, 1) / frequency(after, 1), 1.1);
+  EXPECT_LT(frequency(before, 1) / frequency(after, 1), 3.9);
+  for (int64_t pair = 2; pair < 5; ++pair) {
+    EXPECT_NEAR(frequency(before, pair) / frequency(after, pair), 4, 1e-3);
+  }
+}
+
+TEST(Rotary, AttentionFactorScalesBothTables) {
+  Rope rope;
+  rope.attention_factor = 1.5;
+  EXPECT_THAT(table_of(rope).cos, IsCloseTo(table_of({}).cos * 1.5));
+  EXPECT_THAT(table_of(rope).sin, IsCloseTo(table_of({}).sin * 1.5));
+}
+
+TEST(Rotary, NoneHasNoTable) {
+  Rope rope;
+  rope.kind = RopeKind::kNone;
+  EXPECT_FALSE(table_of(rope).cos.defined());
+}
+
 TEST(Rotary, RotatesByHalves) {
   const RotaryTable table = table_of({});
   const at::Tensor x = at::randn({2, 3, 9, kHeadDim});
