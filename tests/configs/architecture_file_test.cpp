@@ -264,6 +264,79 @@ TEST(ArchitectureFile, ScaledRopeNeedsAllOfItsParameters) {
               ThrowsMessage<ConfigError>(HasSubstr("must exceed low_freq_factor 1")));
 }
 
+json of_class(const std::string& name, const json& changes = {}) {
+  json config = with({{"architectures", {name}}});
+  config.update(changes.is_null() ? json::object() : changes);
+  return config;
+}
+
+TEST(ArchitectureFile, AMistralWindowIsInEveryBlockOrInNone) {
+  const auto windows = [](const json& changes) {
+    return loaded(of_class("MistralForCausalLM", changes)).attention_windows;
+  };
+  EXPECT_THAT(windows({{"sliding_window", 7}}), ElementsAre(7, 7));
+  EXPECT_THAT(windows({{"sliding_window", nullptr}}), IsEmpty());
+  EXPECT_THAT(windows({}), ElementsAre(4096, 4096));  // what transformers takes
+  EXPECT_THAT(loading(of_class("MistralForCausalLM", {{"sliding_window", 0}})),
+              ThrowsMessage<ConfigError>(HasSubstr("sliding_window: 0: must be a whole number")));
+}
+
+TEST(ArchitectureFile, AQwenWindowIsWhereConfigJsonSaysSo) {
+  for (const char* name : {"Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+    const auto windows = [&](const json& changes) {
+      json config = of_class(name, {{"use_sliding_window", true},
+                                    {"sliding_window", 7},
+                                    {"max_window_layers", 1},
+                                    {"head_dim", 4}});
+      config.update(changes);
+      return loaded(config).attention_windows;
+    };
+    EXPECT_THAT(windows(json::object()), ElementsAre(0, 7));
+    EXPECT_THAT(windows({{"max_window_layers", 0}}), ElementsAre(7, 7));
+    EXPECT_THAT(windows({{"max_window_layers", 2}}), IsEmpty());
+    EXPECT_THAT(windows({{"use_sliding_window", false}}), IsEmpty());
+    EXPECT_THAT(windows({{"use_sliding_window", nullptr}}), IsEmpty());
+    EXPECT_THAT(windows({{"layer_types", {"sliding_attention", "full_attention"}}}),
+                ElementsAre(7, 0));
+    EXPECT_THAT(
+        [&] {
+          windows({{"layer_types", {"sliding_attention"}}});
+        },
+        ThrowsMessage<ConfigError>(HasSubstr("1 entries for 2 blocks")));
+    EXPECT_THAT(
+        [&] {
+          windows({{"layer_types", {"full_attention", "linear_attention"}}});
+        },
+        ThrowsMessage<ConfigError>(HasSubstr("linear_attention: one of full_attention")));
+    EXPECT_THAT(
+        [&] {
+          windows({{"use_sliding_window", false},
+                   {"layer_types", {"full_attention", "sliding_attention"}}});
+        },
+        ThrowsMessage<ConfigError>(HasSubstr("sliding_attention without a sliding_window")));
+  }
+}
+
+TEST(ArchitectureFile, Qwen2BiasesArePartOfTheClass) {
+  const Architecture architecture = loaded(of_class("Qwen2ForCausalLM"));
+  for (const char* role : {"q", "k", "v"}) EXPECT_TRUE(architecture.linear(role).has_bias) << role;
+  for (const char* role : {"o", "gate", "up", "down"}) {
+    EXPECT_FALSE(architecture.linear(role).has_bias) << role;
+  }
+}
+
+TEST(ArchitectureFile, Qwen3HasNormsOverHeadsAndAHeadDimOfItsOwn) {
+  const Architecture architecture = loaded(of_class("Qwen3ForCausalLM"));
+  EXPECT_EQ(architecture.head_dim, 128);
+  ASSERT_THAT(architecture.norms, SizeIs(4));
+  EXPECT_EQ(architecture.norms[2].role, "q_norm");
+  EXPECT_EQ(architecture.norms[2].size, 128);
+  EXPECT_EQ(architecture.norms[3].name, "self_attn.k_norm");
+  EXPECT_FALSE(architecture.linear("o").has_bias);
+  EXPECT_TRUE(
+      loaded(of_class("Qwen3ForCausalLM", {{"attention_bias", true}})).linear("o").has_bias);
+}
+
 struct WrongConfig {
   std::string key;
   json value;

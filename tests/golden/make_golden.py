@@ -31,7 +31,13 @@ from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 SEED = 20251122
@@ -110,8 +116,42 @@ LLAMAS = [
     ("llama_dynamic_fp32", LLAMA_DYNAMIC_FP32, torch.float32),
     ("llama_yarn_fp32", LLAMA_YARN_FP32, torch.float32),
 ]
+SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+WINDOWED = {
+    "use_sliding_window": True,
+    "sliding_window": 7,
+    "num_hidden_layers": 3,
+    "max_window_layers": 1,
+}
+MISTRALS = [
+    ("mistral_fp32", SMALL | {"head_dim": 10, "sliding_window": 7}, torch.float32),
+    ("mistral_all_bf16", SMALL | {"sliding_window": None}, torch.bfloat16),
+]
+QWEN2S = [
+    ("qwen2_fp32", SMALL | {"tie_word_embeddings": True}, torch.float32),
+    ("qwen2_window_fp32", SMALL | WINDOWED, torch.float32),
+]
+KINDS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+QWEN3S = [
+    ("qwen3_fp32", SMALL | {"head_dim": 10}, torch.float32),
+    (
+        "qwen3_window_bf16",
+        SMALL | WINDOWED | KINDS | {"head_dim": 10, "attention_bias": True},
+        torch.bfloat16,
+    ),
+]
 FAMILIES = [
     (LlamaForCausalLM, LlamaConfig, LLAMAS),
+    (MistralForCausalLM, MistralConfig, MISTRALS),
+    (Qwen2ForCausalLM, Qwen2Config, QWEN2S),
+    (Qwen3ForCausalLM, Qwen3Config, QWEN3S),
 ]
 HALVES = {
     "attention": (

@@ -55,11 +55,11 @@ std::vector<WindowReport> run(TinySpan& span, int half, const ReconstructOptions
 /// What the linear reads in the dense block, of calibration window `window`.
 at::Tensor input_of(TinySpan& span, const std::string& role, size_t window) {
   const LinearSpec& spec = span.architecture.linear(role);
-  const size_t half = spec.half == Half::kAttention ? 0 : 1;
+  const int half = spec.half == Half::kAttention ? 0 : 1;
   at::Tensor input;
-  forward_half(static_cast<int>(half), span.architecture,
+  forward_half(half, span.architecture,
                converted(span.architecture, span.job.dense[0], spec.half, span.job.compute),
-               span.rotary, {span.boundaries.held[int(half)][window], {TinySpan::kSeqlen}},
+               span.rotary, {span.boundaries.held[half][window], {TinySpan::kSeqlen}},
                [&](const std::string& name, const at::Tensor& x) {
                  if (name == spec.input) input = x;
                });
