@@ -40,12 +40,28 @@ class ScratchDirectory {
   fs::path path_;
 };
 
+/// Refuses what has no perplexity, before a text is tokenised.
+SourceModel open_predictor(const fs::path& directory, const EvalRunOptions& options) {
+  SourceModel model = open_model(directory, options.architecture);
+  const Architecture& architecture = model.architecture;
+  if (architecture.mask != AttentionMask::kCausal || architecture.head.empty()) {
+    throw ConfigError(
+        fmt::format("{}: a {} model predicts no next token: it has no perplexity to evaluate",
+                    directory.string(), architecture.family));
+  }
+  if (!architecture.positions.empty() && options.seqlen > architecture.max_positions) {
+    throw ConfigError(fmt::format("--seqlen: {}: {} has learned {} positions", options.seqlen,
+                                  directory.string(), architecture.max_positions));
+  }
+  return model;
+}
+
 class EvalRun {
  public:
   explicit EvalRun(const EvalRunOptions& options)
       : options_(options),
         progress_(options.verbosity),
-        model_(open_model(options.model, options.architecture)),
+        model_(open_predictor(options.model, options)),
         reference_(open_reference()),
         trace_(make_trace(options.trace, [this](const auto& line) { progress_.note(line); })),
         scratch_(options.work),
@@ -85,7 +101,7 @@ class EvalRun {
 
   std::optional<SourceModel> open_reference() const {
     if (options_.against.empty()) return std::nullopt;
-    SourceModel reference = open_model(options_.against, options_.architecture);
+    SourceModel reference = open_predictor(options_.against, options_);
     if (reference.architecture.vocab != model_.architecture.vocab) {
       throw ConfigError(fmt::format(
           "--against: {} has a vocabulary of {} tokens, {} has {}: their predictions cannot be "

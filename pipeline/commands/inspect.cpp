@@ -67,8 +67,10 @@ void print(const SourceModel& model, const Census& census) {
   fmt::print("{}\n", model.checkpoint.directory().string());
   fmt::print("  family      {} ({} blocks, hidden {}, ffn {}, {} heads of {}, {} kv heads)\n",
              a.family, a.num_blocks, a.hidden, a.ffn, a.heads, a.head_dim, a.kv_heads);
-  fmt::print("  vocabulary  {} tokens, embeddings {}\n", a.vocab,
-             a.tied ? "tied to the head" : "and head apart");
+  fmt::print("  vocabulary  {} tokens, {}\n", a.vocab,
+             a.head.empty() ? "no head"
+             : a.tied       ? "embeddings tied to the head"
+                            : "embeddings and head apart");
   fmt::print("  parameters  {:.1f} M, of which prunable {:.1f} M; one block {:.2f} M\n",
              double(census.parameters) / 1e6, double(census.prunable) / 1e6,
              double(census.block_parameters) / 1e6);

@@ -33,6 +33,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -147,11 +149,45 @@ QWEN3S = [
         torch.bfloat16,
     ),
 ]
+OPT = {
+    "hidden_size": 24,
+    "ffn_dim": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "vocab_size": 61,
+    "dropout": 0.1,
+}
+# The second is as the 350m one is, the third has no biases, the fourth is as old checkpoints were.
+OPTS = [
+    ("opt_fp32", OPT, torch.float32),
+    (
+        "opt_after_fp32",
+        OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 14},
+        torch.float32,
+    ),
+    (
+        "opt_wide_bf16",
+        OPT
+        | {
+            "word_embed_proj_dim": 30,
+            "enable_bias": False,
+            "tie_word_embeddings": False,
+        },
+        torch.bfloat16,
+    ),
+    (
+        "opt_no_final_norm_fp32",
+        OPT | {"_remove_final_layer_norm": True, "activation_function": "gelu"},
+        torch.float32,
+    ),
+]
 FAMILIES = [
     (LlamaForCausalLM, LlamaConfig, LLAMAS),
     (MistralForCausalLM, MistralConfig, MISTRALS),
     (Qwen2ForCausalLM, Qwen2Config, QWEN2S),
     (Qwen3ForCausalLM, Qwen3Config, QWEN3S),
+    (OPTForCausalLM, OPTConfig, OPTS),
 ]
 HALVES = {
     "attention": (
@@ -211,11 +247,26 @@ def reload(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     return read.eval()
 
 
-def keep_half(layer, keep) -> None:
+def blocks_of(model: PreTrainedModel):
+    return (
+        model.model.decoder if isinstance(model, OPTForCausalLM) else model.model
+    ).layers
+
+
+def keep_half(model: PreTrainedModel, layer, keep) -> None:
     """Has `keep` told the hidden states between the halves of a block."""
-    layer.post_attention_layernorm.register_forward_pre_hook(
-        lambda _, inputs: keep(inputs[0])
-    )
+    if not isinstance(model, OPTForCausalLM):
+        layer.post_attention_layernorm.register_forward_pre_hook(
+            lambda _, inputs: keep(inputs[0])
+        )
+    elif model.config.do_layer_norm_before:
+        layer.final_layer_norm.register_forward_pre_hook(
+            lambda _, inputs: keep(inputs[0])
+        )
+    else:
+        layer.self_attn_layer_norm.register_forward_hook(
+            lambda _, inputs, output: keep(output)
+        )
 
 
 @torch.no_grad()
@@ -226,12 +277,12 @@ def forward_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     def keep(name, hidden):
         tensors[name] = hidden.reshape(WINDOWS, SEQLEN, -1)
 
-    blocks = model.model.layers
+    blocks = blocks_of(model)
     for block, layer in enumerate(blocks):
         layer.register_forward_pre_hook(
             lambda _, inputs, block=block: keep(f"hidden.{block}", inputs[0])
         )
-        keep_half(layer, lambda hidden, block=block: keep(f"half.{block}", hidden))
+        keep_half(model, layer, lambda hidden, block=block: keep(f"half.{block}", hidden))
     blocks[-1].register_forward_hook(
         lambda _, inputs, output: keep(
             f"hidden.{len(blocks)}", output[0] if isinstance(output, tuple) else output
@@ -346,8 +397,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     for model_class, config_class, variants in FAMILIES:
         for name, sizes, dtype, *shards in variants:
-            config = config_class(**COMMON | sizes)
-            make(out / name, model_class, config, dtype, *shards)
+            common = {} if model_class is OPTForCausalLM else COMMON
+            make(out / name, model_class, config_class(**common | sizes), dtype, *shards)
 
 
 if __name__ == "__main__":
