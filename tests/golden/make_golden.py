@@ -29,6 +29,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    BertConfig,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -182,12 +184,28 @@ OPTS = [
         torch.float32,
     ),
 ]
+BERTS = [
+    (
+        "bert_fp32",
+        {
+            "hidden_size": 24,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "type_vocab_size": 3,
+            "vocab_size": 61,
+        },
+        torch.float32,
+    ),
+]
 FAMILIES = [
     (LlamaForCausalLM, LlamaConfig, LLAMAS),
     (MistralForCausalLM, MistralConfig, MISTRALS),
     (Qwen2ForCausalLM, Qwen2Config, QWEN2S),
     (Qwen3ForCausalLM, Qwen3Config, QWEN3S),
     (OPTForCausalLM, OPTConfig, OPTS),
+    (BertModel, BertConfig, BERTS),
 ]
 HALVES = {
     "attention": (
@@ -234,13 +252,14 @@ def respell(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def reload(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+def reload(folder: Path, model: PreTrainedModel, more: dict) -> PreTrainedModel:
     """The goldens are of the files, so they are computed from what was read back."""
     read, info = type(model).from_pretrained(
         folder,
         dtype="auto",
         attn_implementation="eager",
         output_loading_info=True,
+        **more,
     )
     assert not any(info.values()), info
     assert read.dtype == model.dtype, read.dtype
@@ -248,6 +267,8 @@ def reload(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def blocks_of(model: PreTrainedModel):
+    if isinstance(model, BertModel):
+        return model.encoder.layer
     return (
         model.model.decoder if isinstance(model, OPTForCausalLM) else model.model
     ).layers
@@ -255,7 +276,9 @@ def blocks_of(model: PreTrainedModel):
 
 def keep_half(model: PreTrainedModel, layer, keep) -> None:
     """Has `keep` told the hidden states between the halves of a block."""
-    if not isinstance(model, OPTForCausalLM):
+    if isinstance(model, BertModel):
+        layer.attention.register_forward_hook(lambda _, inputs, output: keep(output[0]))
+    elif not isinstance(model, OPTForCausalLM):
         layer.post_attention_layernorm.register_forward_pre_hook(
             lambda _, inputs: keep(inputs[0])
         )
@@ -288,7 +311,9 @@ def forward_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             f"hidden.{len(blocks)}", output[0] if isinstance(output, tuple) else output
         )
     )
-    output = model(ids, use_cache=False)
+    output = model(ids) if isinstance(model, BertModel) else model(ids, use_cache=False)
+    if not hasattr(output, "logits"):
+        return tensors
     predictions = output.logits[:, :-1].float().flatten(0, 1)
     nll = torch.nn.functional.cross_entropy(predictions, ids[:, 1:].flatten())
     return {**tensors, "logits": output.logits, "nll": nll}
@@ -359,12 +384,14 @@ def make(
     # One stream per folder: changing one leaves the others as they are.
     torch.manual_seed(SEED + sum(map(ord, folder.name)))
     shutil.rmtree(folder, ignore_errors=True)
-    made = random_model(model_class(config), dtype)
+    # An encoder's pooler is no part of what its blocks compute.
+    more = {"add_pooling_layer": False} if model_class is BertModel else {}
+    made = random_model(model_class(config, **more), dtype)
     made.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / "generation_config.json").unlink(missing_ok=True)
     if folder.name == "llama_fp32":
         respell(folder)
-    model = reload(folder, made)
+    model = reload(folder, made, more)
     tensors = forward_tensors(model)
     if folder.name == "llama_fp32":
         add_training(model, tensors)
@@ -397,7 +424,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     for model_class, config_class, variants in FAMILIES:
         for name, sizes, dtype, *shards in variants:
-            common = {} if model_class is OPTForCausalLM else COMMON
+            common = {} if model_class in (OPTForCausalLM, BertModel) else COMMON
             make(out / name, model_class, config_class(**common | sizes), dtype, *shards)
 
 
