@@ -116,6 +116,7 @@ LLAMAS = [
     ("llama_fp32", LLAMA_FP32, torch.float32),
     ("llama_bias_llama3_fp32", LLAMA_BIAS_LLAMA3_FP32, torch.float32, "20KB"),
     ("llama_bf16", LLAMA_BF16, torch.bfloat16),
+    ("llama_fp16", LLAMA_BF16, torch.float16),
     ("llama_linear_fp32", LLAMA_LINEAR_FP32, torch.float32),
     ("llama_dynamic_fp32", LLAMA_DYNAMIC_FP32, torch.float32),
     ("llama_yarn_fp32", LLAMA_YARN_FP32, torch.float32),

@@ -158,6 +158,16 @@ TEST(Calibrate, InfinityInTheOutputNamesTheHalf) {
   EXPECT_THAT(message_of(span), HasSubstr("model.layers.0.self_attn.o_proj"));
 }
 
+TEST(Calibrate, WhatFloat16CannotHoldNamesTheHalf) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.architecture.dtype = "F16";
+  span.job.dense.linears.at("o").bias.fill_(7e4);
+  run(span);  // nobody asks for the boundary
+  span.boundaries.wanted = {1};
+  EXPECT_THAT(message_of(span),
+              HasSubstr("residual stream after model.layers.0.self_attn.o_proj in float16"));
+}
+
 // ---- cost ----
 
 Cost cost_of(const TinySpan& span, HalfRange halves, int64_t num_windows) {

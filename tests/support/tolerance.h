@@ -9,14 +9,16 @@
 namespace coppice::testing {
 
 /// Of the largest magnitude in the expected tensor. fp32: the order of sums differs between
-/// libraries. bf16: two spacings (2⁻⁷ each at the top of a binade), for roundings that fell to the
-/// other side.
+/// libraries. bf16 and fp16: two spacings (2⁻⁷ and 2⁻¹⁰ each at the top of a binade), for roundings
+/// that fell to the other side.
 inline double tolerance(at::ScalarType dtype) {
   switch (dtype) {
     case at::kDouble:
       return 1e-10;
     case at::kBFloat16:
       return 2.0 / 128;
+    case at::kHalf:
+      return 2.0 / 1024;
     default:
       return 1e-4;
   }
