@@ -1,0 +1,72 @@
+#include "stages/retrain/next_token_loss.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/tolerance.h"
+
+namespace coppice {
+namespace {
+
+using testing::IsCloseTo;
+
+constexpr int64_t kSequences = 3, kLength = 9, kHidden = 12, kVocab = 29;
+
+struct Case {
+  OutputHead head{.gain = at::randn({kHidden}), .rows = at::randn({kVocab, kHidden})};
+  at::Tensor hidden = at::randn({kSequences * kLength, kHidden}).mul(3);
+  at::Tensor ids = at::randint(kVocab, {kSequences, kLength}, at::kLong);
+
+  // All tokens at once, operation by operation.
+  at::Tensor mean_loss(const at::Tensor& x) const {
+    const at::Tensor inverse_rms = x.square().mean(1, /*keepdim=*/true).add(head.epsilon).rsqrt();
+    const at::Tensor logits = at::linear(x * inverse_rms * head.gain, head.rows)
+                                  .view({kSequences, kLength, kVocab})
+                                  .narrow(1, 0, kLength - 1)
+                                  .flatten(0, 1);
+    return at::cross_entropy_loss(logits, ids.narrow(1, 1, kLength - 1).flatten());
+  }
+};
+
+class NextTokenLoss : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(NextTokenLoss, LossAndGradientAreThoseOfPlainCrossEntropy) {
+  Case c;
+  c.head.logits_at_once = GetParam() * kVocab;
+  const at::Tensor x = c.hidden.clone().requires_grad_(true);
+  const at::Tensor expected = c.mean_loss(x);
+  expected.backward();
+
+  at::Tensor gradient;
+  const at::Tensor sum = next_token_loss(c.head, c.hidden, c.ids, &gradient);
+  const double predictions = kSequences * (kLength - 1);
+  EXPECT_EQ(sum.scalar_type(), at::kDouble);
+  EXPECT_NEAR(sum.item<double>() / predictions, expected.item<double>(), 1e-5);
+  EXPECT_THAT(gradient, IsCloseTo(x.grad()));
+}
+
+INSTANTIATE_TEST_SUITE_P(TokensAtOnce, NextTokenLoss, ::testing::Values(1, 3, 8, 1000));
+
+TEST(NextTokenLoss, LastTokensOfSequencesGetNoGradient) {
+  const Case c;
+  at::Tensor gradient;
+  next_token_loss(c.head, c.hidden, c.ids, &gradient);
+  const at::Tensor last = gradient.view({kSequences, kLength, kHidden}).select(1, kLength - 1);
+  EXPECT_TRUE(last.eq(0).all().item<bool>());
+}
+
+TEST(NextTokenLoss, InBf16IsCloseToFp32) {
+  Case c;
+  at::Tensor expected, gradient;
+  const double sum = next_token_loss(c.head, c.hidden, c.ids, &expected).item<double>();
+  const at::Tensor narrow = next_token_loss(c.head, c.hidden.to(at::kBFloat16), c.ids, &gradient);
+  EXPECT_NEAR(narrow.item<double>(), sum, 0.02 * sum);
+  EXPECT_THAT(gradient, IsCloseTo(expected.to(at::kBFloat16)));
+}
+
+}  // namespace
+}  // namespace coppice
