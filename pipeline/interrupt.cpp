@@ -27,11 +27,12 @@ void install(void (*handler)(int), int flags) {
 
 }  // namespace
 
-InterruptGuard::InterruptGuard(BlockGraph& graph) {
+InterruptGuard::InterruptGuard() {
   was_requested = false;
-  interruptible = &graph;
   install(on_signal, SA_RESTART | int(SA_RESETHAND));
 }
+
+InterruptGuard::InterruptGuard(BlockGraph& graph) : InterruptGuard() { interruptible = &graph; }
 
 bool InterruptGuard::requested() { return was_requested; }
 

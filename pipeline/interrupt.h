@@ -13,9 +13,11 @@ class Interrupted : public std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
-/// While it lives, the signals stop `graph`; a second signal has its default effect. One at a time.
+/// While it lives, the signals stop `graph`, or are only remembered for who asks requested(); a
+/// second signal has its default effect. One at a time.
 class InterruptGuard {
  public:
+  InterruptGuard();
   explicit InterruptGuard(BlockGraph& graph);
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;

@@ -89,19 +89,24 @@ std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> m
   return places;
 }
 
+std::span<const std::byte> OutputDirectory::assemble_block(
+    std::span<std::byte> memory, int block,
+    const std::function<at::Tensor(const std::string& name)>& tensor) const {
+  const std::vector<TensorSpec> specs = block_specs(block);
+  const ShardImage image(memory, specs);
+  for (const TensorSpec& spec : specs) copy_bytes(tensor(spec.name), image.tensor(spec.name));
+  return image.bytes();
+}
+
 std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory, int block,
                                                            const GraphSpan& span,
                                                            const Variant& variant,
                                                            const Device& device) const {
-  const std::vector<TensorSpec> specs = block_specs(block);
-  const ShardImage image(memory, specs);
-  for (const TensorSpec& spec : specs) {
-    const auto adapted = variant.adapted.find(spec.name);
-    copy_bytes(adapted != variant.adapted.end() ? adapted->second
-                                                : slot_tensor(span, model_, device, spec.name),
-               image.tensor(spec.name));
-  }
-  return image.bytes();
+  return assemble_block(memory, block, [&](const std::string& name) {
+    const auto adapted = variant.adapted.find(name);
+    return adapted != variant.adapted.end() ? adapted->second
+                                            : slot_tensor(span, model_, device, name);
+  });
 }
 
 FileRecord OutputDirectory::write_block(int block, std::span<const std::byte> image) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -37,6 +38,11 @@ class OutputDirectory {
   std::map<std::string, at::Tensor> places(std::span<std::byte> memory, int block,
                                            const Device& device) const;
 
+  /// A block's shard in `memory`, each tensor as `tensor` gives it (dtype and shape of the
+  /// input's). On the device's thread. Returns the image.
+  std::span<const std::byte> assemble_block(
+      std::span<std::byte> memory, int block,
+      const std::function<at::Tensor(const std::string& name)>& tensor) const;
   /// Completes a block's shard in its part of `memory`: adapted tensors from `variant` (those that
   /// lie there already stay), all others byte for byte from the span's slot. On the device's
   /// thread. Returns the image.

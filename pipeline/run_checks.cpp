@@ -89,9 +89,13 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
   if (!any_target) {
     throw ConfigError("prune.targets and prune.ignore leave no linear of the model to prune");
   }
-  if (tokens.seqlen > architecture.max_positions && architecture.max_positions > 0) {
-    throw ConfigError(fmt::format("calibration.seqlen: {}: the model has {} positions",
-                                  tokens.seqlen, architecture.max_positions));
+  check_positions(architecture, tokens.seqlen);
+}
+
+void check_positions(const Architecture& architecture, int64_t seqlen) {
+  if (seqlen > architecture.max_positions && architecture.max_positions > 0) {
+    throw ConfigError(fmt::format("calibration.seqlen: {}: the model has {} positions", seqlen,
+                                  architecture.max_positions));
   }
 }
 

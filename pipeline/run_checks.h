@@ -15,6 +15,9 @@ namespace coppice {
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens);
 
+/// Throws ConfigError if windows of that length have more tokens than the model has positions.
+void check_positions(const Architecture& architecture, int64_t seqlen);
+
 /// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
 /// journal lies in `work`.
 void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work);

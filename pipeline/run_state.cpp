@@ -54,6 +54,16 @@ void require_resumable(const fs::path& work_directory, Resume resume,
                   work_directory.string()));
 }
 
+void require_same_run(const fs::path& work_directory, const Fingerprint& started_with,
+                      const Fingerprint& fingerprint) {
+  const auto differing = differing_keys(started_with, fingerprint);
+  if (differing.empty()) return;
+  throw ConfigError(
+      fmt::format("{}: the run there was started with another {}; continue it with "
+                  "what it was started with, or choose another work directory",
+                  work_directory.string(), fmt::join(differing, ", ")));
+}
+
 RunState::RunState(const fs::path& work_directory, const fs::path& output_directory,
                    const Fingerprint& fingerprint, Resume resume, const std::string& resume_command)
     : work_directory_(work_directory), output_directory_(output_directory) {
@@ -65,13 +75,7 @@ RunState::RunState(const fs::path& work_directory, const fs::path& output_direct
     const json payload = json::parse(record.payload);
     if (record.type == "run") {
       is_resumed_ = true;
-      const auto differing =
-          differing_keys(payload.at("fingerprint").get<Fingerprint>(), fingerprint);
-      if (differing.empty()) continue;
-      throw ConfigError(
-          fmt::format("{}: the run there was started with another {}; continue it with "
-                      "what it was started with, or choose another work directory",
-                      work_directory.string(), fmt::join(differing, ", ")));
+      require_same_run(work_directory, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
     } else if (record.type == "outer") {
       has_outer_ = is_there(output_directory, payload);
     } else if (record.type == "boundary") {

@@ -23,6 +23,10 @@ enum class Resume { kNo, kYes };
 void require_resumable(const std::filesystem::path& work_directory, Resume resume,
                        const std::string& resume_command);
 
+/// Throws ConfigError naming the keys in which a run in `work_directory` differs from this one.
+void require_same_run(const std::filesystem::path& work_directory, const Fingerprint& started_with,
+                      const Fingerprint& fingerprint);
+
 class RunState {
  public:
   /// Opens or starts the run in `work_directory`. Throws ConfigError if there is a run already and

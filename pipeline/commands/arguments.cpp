@@ -6,12 +6,12 @@
 
 namespace coppice {
 
-RecipeFlags::RecipeFlags(CLI::App& app, const std::vector<std::string>& sections) {
+RecipeFlags::RecipeFlags(CLI::App& app, const std::vector<std::string>& wanted) {
+  const auto is_wanted = [&](const std::string& name) {
+    return std::find(wanted.begin(), wanted.end(), name) != wanted.end();
+  };
   for (const RecipeKey& key : recipe_keys()) {
-    if (!sections.empty() &&
-        std::find(sections.begin(), sections.end(), key.section) == sections.end()) {
-      continue;
-    }
+    if (!wanted.empty() && !is_wanted(key.section) && !is_wanted(key.path())) continue;
     app.add_option(key.flag(), given_[key.flag()], key.help)
         ->group(key.section)
         ->type_name(key.is_list ? "LIST" : "VALUE")

@@ -14,8 +14,8 @@ namespace coppice {
 /// Flags for recipe keys; values are collected as text and applied after the recipe file.
 class RecipeFlags {
  public:
-  /// `sections` empty: all of them.
-  RecipeFlags(CLI::App& app, const std::vector<std::string>& sections = {});
+  /// `wanted` has sections and paths of keys ("resources", "reconstruct.epochs"); empty: all keys.
+  RecipeFlags(CLI::App& app, const std::vector<std::string>& wanted = {});
 
   /// Sets what was given on `recipe`; returns the keys' paths. Throws ConfigError naming flag and
   /// value.

@@ -6,6 +6,8 @@ const std::vector<Command>& commands() {
   static const std::vector<Command> kAll = {
       {"run", "prune a checkpoint and reconstruct it window by window", run_command},
       {"plan", "what will a run take: memory, disk, time, and what bounds it?", plan_command},
+      {"retrain", "masked LoRA retraining of a pruned checkpoint that fits in memory",
+       retrain_command},
       {"eval", "perplexity of a checkpoint, out of core", eval_command},
       {"inspect", "what is in this checkpoint?", inspect_command},
   };

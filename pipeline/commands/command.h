@@ -11,6 +11,7 @@ namespace coppice {
 /// codes.
 int run_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int plan_command(const std::vector<std::string>& arguments, const std::string& command_line);
+int retrain_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int eval_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int inspect_command(const std::vector<std::string>& arguments, const std::string& command_line);
 

@@ -5,6 +5,7 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/commands/command.h"
+#include "pipeline/commands/outcome.h"
 #include "pipeline/commands/run_arguments.h"
 #include "pipeline/prune_run.h"
 
@@ -95,16 +96,9 @@ int run_command(const std::vector<std::string>& arguments, const std::string& co
     throw ConfigError("run: --dataset FILE is missing: calibration text");
   if (options.output.empty()) throw ConfigError("run: --output-dir DIR is missing: where to write");
   const RunResult result = prune_run(options);
-  switch (result.outcome) {
-    case RunOutcome::kInterrupted:
-      fmt::print(stderr, "Stopped; what is done is kept. Continue with\n  {}\n",
-                 options.resume_command);
-      return 130;
-    case RunOutcome::kAlreadyFinished:
-      fmt::print(stderr, "{}: this run is finished already\n", options.output.string());
-      return 0;
-    case RunOutcome::kFinished:
-      break;
+  if (const std::optional<int> code =
+          exit_code_unless_finished(result.outcome, options.output, options.resume_command)) {
+    return *code;
   }
   if (given->as_json) {
     fmt::print("{}\n", result.report.dump(2));

@@ -2,17 +2,9 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/commands/arguments.h"
+#include "pipeline/commands/outcome.h"  // resume_command_of
 
 namespace coppice {
-namespace {
-
-std::string resume_command_of(const std::string& command_line) {
-  return command_line.find("--resume") == std::string::npos ? command_line + " --resume"
-                                                            : command_line;
-}
-
-}  // namespace
-
 std::optional<RunArguments> parse_run_arguments(const std::string& command,
                                                 const std::vector<std::string>& arguments,
                                                 const std::string& command_line) {

@@ -67,14 +67,9 @@ void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
   release_free_memory();
   inputs.process_bytes = resident_bytes();
   inputs.is_ram_limit_given = resources.ram_budget_bytes > 0;
-  if (inputs.is_ram_limit_given) {
-    inputs.ram_limit = resources.ram_budget_bytes;
-    inputs.ram_limit_name = "--ram-budget";
-  } else {
-    inputs.ram_limit =
-        inputs.process_bytes + uint64_t(kShareOfAvailable * double(available_memory_bytes()));
-    inputs.ram_limit_name = "nine tenths of what is available";
-  }
+  const RamLimit limit = ram_limit(resources, inputs.process_bytes);
+  inputs.ram_limit = limit.bytes;
+  inputs.ram_limit_name = limit.name;
 }
 
 void set_device_limit(const ResourceOptions& resources, const Device& device, PlanInputs& inputs) {
@@ -106,6 +101,12 @@ void set_disk_limits(const ResourceOptions& resources, const fs::path& output,
 }
 
 }  // namespace
+
+RamLimit ram_limit(const ResourceOptions& resources, uint64_t process_bytes) {
+  if (resources.ram_budget_bytes > 0) return {resources.ram_budget_bytes, "--ram-budget"};
+  return {process_bytes + uint64_t(kShareOfAvailable * double(available_memory_bytes())),
+          "nine tenths of what is available"};
+}
 
 WorkLeft all_work(const Architecture& architecture) {
   WorkLeft left;

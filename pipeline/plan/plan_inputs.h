@@ -17,6 +17,14 @@ struct WorkLeft {
   uint64_t scratch_bytes = 0;  // hidden states that lie in the scratch directory already
 };
 
+/// What the process may have of the RAM in all, and who says so: the budget, else nine tenths of
+/// what is available beside the `process_bytes` it has.
+struct RamLimit {
+  uint64_t bytes = 0;
+  std::string name;
+};
+RamLimit ram_limit(const ResourceOptions& resources, uint64_t process_bytes);
+
 /// All of it.
 WorkLeft all_work(const Architecture& architecture);
 

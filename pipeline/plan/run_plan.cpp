@@ -22,16 +22,6 @@ bool fits(const RunPlan& plan) {
          plan.scratch.fits() && plan.output.fits();
 }
 
-std::string complaint_about(const PlannedResource& resource) {
-  std::string text = fmt::format("{}: {} needed, {} given by {}", resource.name,
-                                 human_bytes(double(resource.bytes())),
-                                 human_bytes(double(resource.limit)), resource.limit_name);
-  for (const PlanItem& item : resource.items) {
-    text += fmt::format("\n    {:>9}  {}", human_bytes(double(item.bytes)), item.name);
-  }
-  return text;
-}
-
 // What would bring the need down, by what weighs most.
 std::string advice(const PlanInputs& in, const RunPlan& smallest) {
   std::string text;
@@ -151,6 +141,16 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
 }
 
 }  // namespace
+
+std::string complaint_about(const PlannedResource& resource) {
+  std::string text = fmt::format("{}: {} needed, {} given by {}", resource.name,
+                                 human_bytes(double(resource.bytes())),
+                                 human_bytes(double(resource.limit)), resource.limit_name);
+  for (const PlanItem& item : resource.items) {
+    text += fmt::format("\n    {:>9}  {}", human_bytes(double(item.bytes)), item.name);
+  }
+  return text;
+}
 
 RunPlan plan_run(const PlanInputs& in) {
   const std::string& wanted = in.recipe.resources.half_block_targets;

@@ -43,6 +43,9 @@ struct PlannedResource {
   bool fits() const { return bytes() <= limit; }
 };
 
+/// Needed and granted, then every item, for a person.
+std::string complaint_about(const PlannedResource& resource);
+
 /// Work over all blocks that are left to do.
 struct PlannedStage {
   std::string name;

@@ -48,6 +48,21 @@ Zeroed zeroed(const json& report) {
   return zeroed;
 }
 
+std::string front_matter(const std::string& base_card, const std::string& base) {
+  return "---\n" + copied_front_matter(base_card) +
+         fmt::format("base_model: {}\ntags:\n- pruned\n- sparse\n- coppice\n---\n\n", base);
+}
+
+constexpr const char* kStoredZeros =
+    "The zeros are stored: this checkpoint is as large as the dense one and no faster in stock "
+    "software. It loads like the dense one.\n\n";
+
+std::string made_by(const json& report) {
+  return fmt::format("Made by coppice {} with\n\n```\n{}\n```\n\n",
+                     report.at("version").get<std::string>(),
+                     report.at("command").get<std::string>());
+}
+
 }  // namespace
 
 std::string model_card(const json& report, const std::string& base_card) {
@@ -55,8 +70,7 @@ std::string model_card(const json& report, const std::string& base_card) {
   const json& reconstruct = report.at("recipe").at("reconstruct");
   const std::string base = report.at("model").at("path");
   const Zeroed zeroed = coppice::zeroed(report);
-  std::string card = "---\n" + copied_front_matter(base_card);
-  card += fmt::format("base_model: {}\ntags:\n- pruned\n- sparse\n- coppice\n---\n\n", base);
+  std::string card = front_matter(base_card, base);
   card += fmt::format("# {}, pruned\n\n", base);
   card += fmt::format(
       "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are exactly zero ({} "
@@ -69,18 +83,42 @@ std::string model_card(const json& report, const std::string& base_card) {
                 "kept weights adapted window by window ({}, {}) to the dense model's activations",
                 window_text(reconstruct.at("window")),
                 reconstruct.at("solver").get<std::string>()));
-  card +=
-      "The zeros are stored: this checkpoint is as large as the dense one and no faster in stock "
-      "software. It loads like the dense one.\n\n";
+  card += kStoredZeros;
   card += fmt::format("Calibration: {} windows of {} tokens.\n\n",
                       report.at("calibration").at("nsamples").get<int>(),
                       report.at("calibration").at("seqlen").get<int>());
-  card +=
-      fmt::format("Made by coppice {} with\n\n```\n{}\n```\n\n",
-                  report.at("version").get<std::string>(), report.at("command").get<std::string>());
+  card += made_by(report);
   card +=
       "`recipe.yaml` holds every setting and seed, `coppice_report.json` what was done to each "
       "block and how well each window was reconstructed.\n";
+  return card;
+}
+
+std::string retrained_card(const json& report, const std::string& base_card) {
+  const json& retrain = report.at("retrain");
+  const json& recipe = report.at("recipe").at("retrain");
+  const std::string base = report.at("model").at("path");
+  std::string card = front_matter(base_card, base);
+  card += fmt::format("# {}, retrained\n\n", base);
+  card += fmt::format(
+      "{:.1f} % of the weights of the {} linears of the blocks are exactly zero, as they were in "
+      "{}, whose own card says how it was pruned. ",
+      100 * retrain.at("zeros").get<double>() / retrain.at("weights").get<double>(),
+      retrain.at("matrices").get<int64_t>(), base);
+  card += retrain.at("kept") == "pruned"
+              ? fmt::format("Retraining brought nothing ({}): these are its weights.\n\n",
+                            retrain.at("fallback").get<std::string>())
+              : fmt::format(
+                    "The others were retrained on {} tokens of text by low-rank adapters (rank {}, "
+                    "alpha {}), merged under the mask of the zeros: held-out loss {:.4f} nats a "
+                    "token, {:.4f} before.\n\n",
+                    retrain.at("tokens_seen").get<int64_t>(), recipe.at("rank").get<int>(),
+                    recipe.at("lora_alpha").get<double>(),
+                    retrain.at("validation_retrained").get<double>(),
+                    retrain.at("validation_pruned").get<double>());
+  card += kStoredZeros;
+  card += made_by(report);
+  card += "`coppice_report.json` holds every setting and seed, and the losses of every epoch.\n";
   return card;
 }
 

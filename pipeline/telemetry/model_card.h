@@ -10,4 +10,7 @@ namespace coppice {
 /// of which `license` and `language` are copied; `base_card` may be empty.
 std::string model_card(const nlohmann::json& report, const std::string& base_card);
 
+/// Likewise for a retrained model; `base_card` is the pruned model's.
+std::string retrained_card(const nlohmann::json& report, const std::string& base_card);
+
 }  // namespace coppice

@@ -81,5 +81,36 @@ TEST(ModelCard, SaysWhatItWasMadeWith) {
                     HasSubstr("```\ncoppice run --model dense -o out\n```")));
 }
 
+json retrained_report(const char* kept, const char* fallback) {
+  return {{"version", "0.1.0"},
+          {"command", "coppice retrain --model pruned -o out"},
+          {"model", {{"path", "models/pruned"}}},
+          {"recipe", {{"retrain", {{"rank", 16}, {"lora_alpha", 32.0}}}}},
+          {"retrain",
+           {{"kept", kept},
+            {"fallback", fallback},
+            {"zeros", 50},
+            {"weights", 80},
+            {"matrices", 14},
+            {"tokens_seen", 4096},
+            {"validation_pruned", 3.5},
+            {"validation_retrained", 3.25}}}};
+}
+
+TEST(RetrainedCard, TellsTheZerosAndWhatTrainingBrought) {
+  const std::string card = retrained_card(retrained_report("retrained", ""), "");
+  EXPECT_EQ(front_matter(card),
+            "base_model: models/pruned\ntags:\n- pruned\n- sparse\n- coppice\n");
+  EXPECT_THAT(card, AllOf(HasSubstr("62.5 % of the weights of the 14 linears"),
+                          HasSubstr("retrained on 4096 tokens"), HasSubstr("3.2500 nats"),
+                          HasSubstr("coppice retrain --model pruned -o out"),
+                          HasSubstr("as large as the dense one")));
+}
+
+TEST(RetrainedCard, SaysWhereTheWeightsAreThoseOfThePrunedModel) {
+  const std::string card = retrained_card(retrained_report("pruned", "it got worse"), "");
+  EXPECT_THAT(card, HasSubstr("Retraining brought nothing (it got worse)"));
+}
+
 }  // namespace
 }  // namespace coppice

@@ -1,0 +1,26 @@
+// The memory that retraining takes: a whole model lies in it.
+#pragma once
+
+#include "configs/recipe.h"
+#include "pipeline/device/device.h"
+#include "pipeline/output_directory.h"
+#include "pipeline/plan/run_plan.h"
+#include "stages/retrain_options.h"
+
+namespace coppice {
+
+/// What is needed at the peak, item by item, and what there is. On a CPU `device` has no items.
+struct RetrainBudget {
+  PlannedResource ram;
+  PlannedResource device;
+};
+
+/// From headers, shapes and what the machine has now. Nothing is refused here.
+RetrainBudget retrain_budget(const SourceModel& model, const OutputDirectory& output,
+                             const RetrainOptions& options, int64_t seqlen,
+                             const ResourceOptions& resources, const Device& device);
+
+/// Throws BudgetError, with every item, where it does not fit.
+void require_fits(const RetrainBudget& budget);
+
+}  // namespace coppice

@@ -1,0 +1,114 @@
+#include "pipeline/retrain_state.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "pipeline/resident_tensors.h"
+
+namespace coppice {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+json as_json(const RetrainProgress& progress) {
+  const auto maybe = [](const std::optional<double>& value) {
+    return value ? json(*value) : json();
+  };
+  return {{"step", progress.step},
+          {"tokens", progress.tokens},
+          {"step_loss", progress.step_loss},
+          {"epoch_loss", progress.epoch_loss},
+          {"losses", progress.losses},
+          {"validations", progress.validations},
+          {"best", progress.best},
+          {"loss_pruned", maybe(progress.loss_pruned)},
+          {"loss_retrained", maybe(progress.loss_retrained)},
+          {"fallback", progress.fallback}};
+}
+
+RetrainProgress progress_of(const json& record) {
+  const auto maybe = [&](const char* key) {
+    return record.at(key).is_null() ? std::nullopt : std::optional(record.at(key).get<double>());
+  };
+  RetrainProgress progress;
+  progress.step = record.at("step");
+  progress.tokens = record.at("tokens");
+  progress.step_loss = record.at("step_loss");
+  progress.epoch_loss = record.at("epoch_loss");
+  progress.losses = record.at("losses").get<std::vector<double>>();
+  progress.validations = record.at("validations").get<std::vector<double>>();
+  progress.best = record.at("best");
+  progress.loss_pruned = maybe("loss_pruned");
+  progress.loss_retrained = maybe("loss_retrained");
+  progress.fallback = record.at("fallback").get<std::string>();
+  return progress;
+}
+
+bool is_whole(const fs::path& path, const json& file) {
+  std::error_code error;
+  const auto bytes = fs::file_size(path, error);
+  return !error && bytes == file.at("bytes").get<uint64_t>() &&
+         hash_file(path).xxh3_128 == file.at("xxh3_128").get<std::string>();
+}
+
+}  // namespace
+
+RetrainState::RetrainState(fs::path work_directory, const Fingerprint& fingerprint, Resume resume,
+                           const std::string& resume_command)
+    : work_directory_(std::move(work_directory)) {
+  require_resumable(work_directory_, resume, resume_command);
+  fs::create_directories(work_directory_);
+  journal_ = std::make_unique<RunJournal>(work_directory_ / "journal.bin");
+  bool is_started = false;
+  for (const JournalRecord& record : journal_->records()) {
+    const json payload = json::parse(record.payload);
+    if (record.type == "run") {
+      is_started = true;
+      require_same_run(work_directory_, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
+    } else if (record.type == "state") {
+      number_ = payload.at("number");
+      if (is_whole(path_of(payload), payload.at("file"))) saved_ = payload;
+    } else if (record.type == "done") {
+      is_finished_ = true;
+    }
+  }
+  remove_others();
+  if (!is_started) journal_->append({"run", 1, json{{"fingerprint", fingerprint}}.dump()});
+}
+
+// Killed between a record and the removal of what it replaced, a process leaves two files.
+void RetrainState::remove_others() const {
+  for (const fs::directory_entry& entry : fs::directory_iterator(work_directory_)) {
+    const bool counts = saved_ && entry.path() == path_of(*saved_);
+    if (entry.path().extension() == ".safetensors" && !counts) fs::remove(entry.path());
+  }
+}
+
+fs::path RetrainState::path_of(const json& record) const {
+  return work_directory_ / fmt::format("state.{}.safetensors", record.at("number").get<int64_t>());
+}
+
+void RetrainState::restore(Retrainer& trainer) const {
+  trainer.restore(progress_of(saved_->at("progress")), read_tensors(path_of(*saved_)));
+}
+
+void RetrainState::save(const Retrainer& trainer, double seconds) {
+  // A new file beside the old one: whichever record is the latest, its file is there.
+  json record = {{"number", ++number_}, {"seconds", seconds}};
+  const FileRecord file = write_tensors(path_of(record), trainer.state());
+  record["file"] = {{"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}};
+  record["progress"] = as_json(trainer.progress());
+  journal_->append({"state", 1, record.dump()});
+  if (saved_) fs::remove(path_of(*saved_));
+  saved_ = std::move(record);
+}
+
+void RetrainState::record_finished() {
+  journal_->append({"done", 1, "{}"});
+  is_finished_ = true;
+  if (saved_) fs::remove(path_of(*saved_));
+}
+
+}  // namespace coppice
