@@ -44,11 +44,7 @@ class ScratchDirectory {
 SourceModel open_predictor(const fs::path& directory, const EvalRunOptions& options) {
   SourceModel model = open_model(directory, options.architecture);
   const Architecture& architecture = model.architecture;
-  if (architecture.mask != AttentionMask::kCausal || architecture.head.empty()) {
-    throw ConfigError(
-        fmt::format("{}: a {} model predicts no next token: it has no perplexity to evaluate",
-                    directory.string(), architecture.family));
-  }
+  require_next_token(directory, architecture, "it has no perplexity to evaluate");
   if (!architecture.positions.empty() && options.seqlen > architecture.max_positions) {
     throw ConfigError(fmt::format("--seqlen: {}: {} has learned {} positions", options.seqlen,
                                   directory.string(), architecture.max_positions));

@@ -35,7 +35,7 @@ double trained_elements(const Architecture& architecture, const RetrainOptions& 
   for (const LinearSpec& linear : architecture.linears) {
     elements += double(options.rank * (linear.out + linear.in)) + double(linear.out);
   }
-  for (const NormSpec& norm : architecture.norms) elements += double(norm.size);
+  for (const NormSpec& norm : architecture.norms) elements += 2 * double(norm.size);
   return elements * double(architecture.num_blocks);
 }
 

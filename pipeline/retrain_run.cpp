@@ -49,6 +49,7 @@ TokenWindows without_first(TokenWindows tokens, int skipped) {
 }
 
 TokenWindows training_text(const RetrainRunOptions& options, const Architecture& architecture) {
+  require_next_token(options.model, architecture, "there is nothing to retrain it on");
   check_positions(architecture, options.calibration.seqlen);
   CalibrationOptions wanted = options.calibration;
   wanted.nsamples += options.first_window;

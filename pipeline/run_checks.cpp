@@ -99,6 +99,13 @@ void check_positions(const Architecture& architecture, int64_t seqlen) {
   }
 }
 
+void require_next_token(const fs::path& directory, const Architecture& architecture,
+                        const std::string& what) {
+  if (architecture.mask == AttentionMask::kCausal && !architecture.head.empty()) return;
+  throw ConfigError(fmt::format("{}: a {} model predicts no next token: {}", directory.string(),
+                                architecture.family, what));
+}
+
 void check_output_directory(const fs::path& output, const fs::path& work) {
   if (fs::exists(work / "journal.bin")) return;
   if (!fs::exists(output) || fs::is_empty(output)) return;

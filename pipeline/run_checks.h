@@ -18,6 +18,11 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
 /// Throws ConfigError if windows of that length have more tokens than the model has positions.
 void check_positions(const Architecture& architecture, int64_t seqlen);
 
+/// Throws ConfigError for a model that predicts no next token; `what` says what it would need one
+/// for.
+void require_next_token(const std::filesystem::path& directory, const Architecture& architecture,
+                        const std::string& what);
+
 /// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
 /// journal lies in `work`.
 void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work);

@@ -9,11 +9,17 @@
 
 #include <algorithm>
 
-#include "stages/model/head.h"
-#include "stages/ops/rms_normalize.h"
+#include "stages/model/block_weights.h"  // converted
 
 namespace coppice {
 namespace {
+
+FinalWeights converted(const FinalWeights& final, at::ScalarType dtype) {
+  FinalWeights result;
+  if (final.norm.gain.defined()) result.norm = converted(final.norm, dtype);
+  if (final.project.defined()) result.project = final.project.to(dtype);
+  return result;
+}
 
 // softmax − one-hot, in place of the logits [tokens, vocab].
 void logits_to_gradient_(at::Tensor& logits, const at::Tensor& log_sum_exp,
@@ -31,7 +37,7 @@ at::Tensor next_token_loss(const OutputHead& head, const at::Tensor& hidden, con
   const int64_t sequences = ids.size(0), length = ids.size(1);
   const double predictions = static_cast<double>(sequences * (length - 1));
   const at::Tensor rows = head.rows.to(hidden.scalar_type());
-  const at::Tensor gain = head.gain.to(hidden.scalar_type());
+  const FinalWeights final = converted(head.final, hidden.scalar_type());
   const int64_t at_once = std::max<int64_t>(1, head.logits_at_once / rows.size(0));
   at::Tensor sum = at::zeros({}, hidden.options().dtype(at::kDouble));
   if (gradient != nullptr) *gradient = at::zeros_like(hidden);
@@ -40,26 +46,29 @@ at::Tensor next_token_loss(const OutputHead& head, const at::Tensor& hidden, con
       const int64_t count = std::min(at_once, length - 1 - first);
       const int64_t place = sequence * length + first;
       const at::Tensor targets = ids.select(0, sequence).narrow(0, first + 1, count);
-      const RmsNormalized normalized =
-          rms_normalize_rows(hidden.narrow(0, place, count).contiguous(), head.epsilon);
-      at::Tensor logits = head_logits(normalized.x_hat.mul(gain), rows);  // [count, vocab]
+      const at::Tensor x = hidden.narrow(0, place, count).detach().clone();
+      x.requires_grad_(gradient != nullptr);
+      at::Tensor input;
+      {
+        const at::AutoGradMode graph(gradient != nullptr);  // from the head's input back to x
+        input = head_input(head.architecture, final, x);
+      }
+      at::Tensor logits = head_logits(input.detach(), rows);  // [count, vocab]
       const at::Tensor log_sum_exp = at::logsumexp(logits, 1);
       const at::Tensor found = logits.gather(1, targets.unsqueeze(1)).squeeze(1);
       sum.add_((log_sum_exp - found).sum(at::kDouble));
       if (gradient == nullptr) continue;
       logits_to_gradient_(logits, log_sum_exp, targets);
       // The mean's divisor comes last: a probability over thousands of tokens is tiny in bf16.
-      const at::Tensor of_normalized =
-          logits.to(hidden.scalar_type()).mm(rows).mul_(gain).mul_(1 / predictions);
-      gradient->narrow(0, place, count)
-          .copy_(rms_normalize_rows_backward(of_normalized, normalized));
+      input.backward(logits.to(hidden.scalar_type()).mm(rows).mul_(1 / predictions));
+      gradient->narrow(0, place, count).copy_(x.grad());
     }
   }
   return sum;
 }
 
 double next_token_loss_bytes(int64_t vocab, int64_t hidden, int64_t element_bytes) {
-  const int64_t logits = std::max(OutputHead().logits_at_once, vocab);
+  const int64_t logits = std::max(kLogitsAtOnce, vocab);
   return static_cast<double>(3 * 4 * logits + vocab * hidden * element_bytes);
 }
 

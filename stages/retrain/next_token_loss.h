@@ -5,14 +5,20 @@
 
 #include <cstdint>
 
+#include "stages/model/architecture.h"
+#include "stages/model/head.h"
+
 namespace coppice {
+
+/// 32 MiB of logits in fp32, held three times.
+constexpr int64_t kLogitsAtOnce = int64_t{8} << 20;
 
 /// What turns last hidden states into logits; converted to their dtype where it is used.
 struct OutputHead {
-  at::Tensor gain;  // [hidden], of the last norm
-  at::Tensor rows;  // [vocab, hidden]
-  double epsilon = 1e-5;
-  int64_t logits_at_once = int64_t{8} << 20;  // 32 MiB in fp32, three times; at least one token's
+  const Architecture& architecture;
+  FinalWeights final;
+  at::Tensor rows;                         // [vocab, embedding_width]
+  int64_t logits_at_once = kLogitsAtOnce;  // 32 MiB in fp32, three times; at least one token's
 };
 
 /// Σ −log p(next token) over the tokens that have a next one: a scalar fp64 tensor.

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 
@@ -36,6 +37,10 @@ int training_windows(const at::Tensor& ids, const RetrainOptions& options) {
   return windows - num_held_out(options.training.validation_fraction, windows);
 }
 
+std::function<at::Tensor(const std::string&)> by_name(const ResidentModel& model) {
+  return [&model](const std::string& name) { return model.tensors.at(name); };
+}
+
 void copy_into(at::Tensor& target, const NamedTensors& state, const std::string& name) {
   const auto found = state.find(name);
   if (found == state.end() || found->second.sizes() != target.sizes()) {
@@ -54,9 +59,10 @@ Retrainer::Retrainer(const ResidentModel& model, at::Tensor ids, const RetrainOp
       options_(options),
       rotary_(make_rotary_table(model.architecture.rope, model.architecture.head_dim, ids_.size(1),
                                 model.compute, ids_.device())),
-      head_{.gain = model.tensors.at(model.architecture.final_norm),
-            .rows = model.tensors.at(model.architecture.head),
-            .epsilon = model.architecture.norm_epsilon},
+      stem_(gather_stem(model.architecture, by_name(model))),
+      head_{.architecture = model.architecture,
+            .final = gather_final(model.architecture, by_name(model)),
+            .rows = model.tensors.at(model.architecture.head)},
       num_training_(training_windows(ids_, options)) {
   const int batch = options.training.batch_size;
   steps_per_epoch_ = (num_training_ + batch - 1) / batch;
@@ -79,7 +85,11 @@ at::Tensor Retrainer::ids_of(std::span<const int> windows) const {
 
 at::Tensor Retrainer::embedded(const at::Tensor& ids) const {
   const at::Tensor& rows = model_.tensors.at(model_.architecture.embedding);
-  return rows.index_select(0, ids.flatten()).to(model_.compute);  // [tokens, hidden]
+  std::vector<at::Tensor> sequences;
+  for (const at::Tensor& sequence : ids.unbind(0)) {
+    sequences.push_back(embed(model_.architecture, stem_, rows.index_select(0, sequence)));
+  }
+  return at::cat(sequences).to(model_.compute);  // [tokens, hidden]
 }
 
 at::Tensor Retrainer::block_output(int block, const NamedTensors& tensors, const at::Tensor& hidden,
@@ -88,7 +98,7 @@ at::Tensor Retrainer::block_output(int block, const NamedTensors& tensors, const
       model_.architecture, block, [&](const std::string& name) { return tensors.at(name); });
   MicroBatch x{hidden,
                std::vector<int>(static_cast<size_t>(sequences), static_cast<int>(ids_.size(1)))};
-  for (const Half half : {Half::kAttention, Half::kMlp}) {
+  for (int half = 2 * block; half < 2 * block + 2; ++half) {
     x.hidden = forward_half(half, model_.architecture, weights, rotary_, x);
   }
   return std::move(x.hidden);

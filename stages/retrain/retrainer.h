@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "stages/model/rotary.h"
+#include "stages/model/stem.h"
 #include "stages/retrain/block_adapters.h"
 #include "stages/retrain/next_token_loss.h"
 
@@ -95,6 +96,7 @@ class Retrainer {
   at::Tensor ids_;
   RetrainOptions options_;
   RotaryTable rotary_;
+  StemWeights stem_;
   OutputHead head_;
   std::vector<BlockAdapters> blocks_;
   int num_training_;

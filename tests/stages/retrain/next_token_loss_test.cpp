@@ -17,14 +17,18 @@ using testing::IsCloseTo;
 constexpr int64_t kSequences = 3, kLength = 9, kHidden = 12, kVocab = 29;
 
 struct Case {
-  OutputHead head{.gain = at::randn({kHidden}), .rows = at::randn({kVocab, kHidden})};
+  Architecture architecture;
+  OutputHead head{.architecture = architecture,
+                  .final = {.norm = {.gain = at::randn({kHidden}), .bias = {}}, .project = {}},
+                  .rows = at::randn({kVocab, kHidden})};
   at::Tensor hidden = at::randn({kSequences * kLength, kHidden}).mul(3);
   at::Tensor ids = at::randint(kVocab, {kSequences, kLength}, at::kLong);
 
   // All tokens at once, operation by operation.
   at::Tensor mean_loss(const at::Tensor& x) const {
-    const at::Tensor inverse_rms = x.square().mean(1, /*keepdim=*/true).add(head.epsilon).rsqrt();
-    const at::Tensor logits = at::linear(x * inverse_rms * head.gain, head.rows)
+    const at::Tensor inverse_rms =
+        x.square().mean(1, /*keepdim=*/true).add(architecture.norm_epsilon).rsqrt();
+    const at::Tensor logits = at::linear(x * inverse_rms * head.final.norm.gain, head.rows)
                                   .view({kSequences, kLength, kVocab})
                                   .narrow(1, 0, kLength - 1)
                                   .flatten(0, 1);
