@@ -21,6 +21,7 @@ class ConfigJson {
   explicit ConfigJson(const std::filesystem::path& path);
 
   bool has(const std::string& key) const { return find(key) != nullptr; }
+  bool is_empty() const { return object_.empty(); }
   bool is_null(const std::string& key) const;  // there, and null
   std::optional<int64_t> whole(const std::string& key) const;
   std::optional<double> number(const std::string& key) const;  // finite; a whole one is one, too

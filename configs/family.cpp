@@ -293,6 +293,7 @@ Family parse_family(const std::string& file, const std::string& yaml) {
 
   read_outside(outside, family);
   read_block(top.map("block"), family);
+  if (!family.is_rotary) outside.at("positions");  // learned ones
   return family;
 }
 

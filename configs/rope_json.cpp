@@ -35,15 +35,19 @@ RopeKind rope_kind(const ConfigJson& rope) {
   throw rope.wrong(key, fmt::format("unknown; {}", known));
 }
 
-int64_t original_positions(const ConfigJson& scaling, std::optional<int64_t> otherwise) {
+/// Of the model's own config.json first, then of the rope's object, as transformers 5 does; else
+/// all.
+int64_t original_positions(const ConfigJson& config, const ConfigJson& scaling,
+                           std::optional<int64_t> otherwise) {
   const std::string key = "original_max_position_embeddings";
-  const std::optional<int64_t> found = scaling.whole(key);
+  const ConfigJson& where = config.has(key) ? config : scaling;
+  const std::optional<int64_t> found = where.whole(key);
   const int64_t positions = found ? *found : otherwise.value_or(0);
-  if (positions < 1) throw scaling.wrong(key, "must be a whole number, at least 1");
+  if (positions < 1) throw where.wrong(key, "must be a whole number, at least 1");
   return positions;
 }
 
-void fill_llama3(const ConfigJson& scaling, Rope& rope) {
+void fill_llama3(const ConfigJson& config, const ConfigJson& scaling, Rope& rope) {
   rope.factor = scaling.positive("factor");
   rope.low_freq_factor = scaling.positive("low_freq_factor");
   rope.high_freq_factor = scaling.positive("high_freq_factor");
@@ -51,7 +55,7 @@ void fill_llama3(const ConfigJson& scaling, Rope& rope) {
     throw scaling.wrong("high_freq_factor",
                         fmt::format("must exceed low_freq_factor {}", rope.low_freq_factor));
   }
-  rope.original_max_position = original_positions(scaling, std::nullopt);
+  rope.original_max_position = original_positions(config, scaling, std::nullopt);
 }
 
 double yarn_scale(double factor, double scale) {
@@ -66,7 +70,8 @@ double yarn_attention_factor(const ConfigJson& scaling, double factor) {
   return yarn_scale(factor, scale) / yarn_scale(factor, all);
 }
 
-void fill_yarn(const ConfigJson& scaling, int64_t max_positions, Rope& rope) {
+void fill_yarn(const ConfigJson& config, const ConfigJson& scaling, int64_t max_positions,
+               Rope& rope) {
   rope.factor = scaling.positive("factor");
   rope.attention_factor = yarn_attention_factor(scaling, rope.factor);
   if (scaling.has("beta_fast")) rope.beta_fast = scaling.positive("beta_fast");
@@ -76,7 +81,7 @@ void fill_yarn(const ConfigJson& scaling, int64_t max_positions, Rope& rope) {
                         fmt::format("must not be less than beta_slow {}", rope.beta_slow));
   }
   rope.truncate = scaling.fact("truncate").value_or(true);
-  rope.original_max_position = original_positions(scaling, max_positions);
+  rope.original_max_position = original_positions(config, scaling, max_positions);
 }
 
 }  // namespace
@@ -86,7 +91,7 @@ Rope rope_of(const ConfigJson& config, int64_t max_positions) {
   Rope rope;
   if (config.has("rope_theta")) rope.theta = config.positive("rope_theta");
   std::optional<ConfigJson> parameters = config.object("rope_scaling");
-  if (!parameters) parameters = config.object("rope_parameters");
+  if (!parameters || parameters->is_empty()) parameters = config.object("rope_parameters");
   if (!parameters) return rope;
   refuse_partial_rotary(*parameters);
   refuse_ropes_by_kind(*parameters);
@@ -104,10 +109,10 @@ Rope rope_of(const ConfigJson& config, int64_t max_positions) {
       rope.original_max_position = max_positions;
       break;
     case RopeKind::kLlama3:
-      fill_llama3(*parameters, rope);
+      fill_llama3(config, *parameters, rope);
       break;
     case RopeKind::kYarn:
-      fill_yarn(*parameters, max_positions, rope);
+      fill_yarn(config, *parameters, max_positions, rope);
       break;
   }
   return rope;

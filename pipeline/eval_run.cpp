@@ -9,6 +9,7 @@
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/forward_pass.h"
 #include "pipeline/interrupt.h"
+#include "pipeline/run_checks.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/trace.h"
 

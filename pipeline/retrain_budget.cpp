@@ -58,13 +58,15 @@ std::vector<PlanItem> model_items(const SourceModel& model, uint64_t image_bytes
   const Architecture& architecture = model.architecture;
   const double tokens = double(options.training.batch_size) * double(seqlen);
   const double inputs =
-      double(architecture.num_blocks + 1) * tokens * double(architecture.hidden) * element;
-  const double head =
-      next_token_loss_bytes(architecture.vocab, architecture.hidden, int64_t(element));
-  const double work =
-      std::max({block_bytes(architecture, tokens, element), head, 2 * double(image_bytes)});
+      double(architecture.num_blocks + 2) * tokens * double(architecture.hidden) * element;
+  const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
+                                            int64_t(element));
+  const double elements = trained_elements(architecture, options);
+  // A saved state is read whole before it is taken over: value, two moments, the best.
+  const double work = std::max({block_bytes(architecture, tokens, element), head,
+                                2 * double(image_bytes), 3 * 4 * elements});
   // Value, two moments, the best so far, and the candidate that is judged.
-  const double trained = 5 * 4 * trained_elements(architecture, options);
+  const double trained = 5 * 4 * elements;
   return {{"the model as it is stored", stored_bytes(model)},
           {"adapters, their moments, the best so far", uint64_t(trained)},
           {"hidden states between blocks", uint64_t(inputs)},

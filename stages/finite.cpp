@@ -17,4 +17,9 @@ void require_finite(const std::string& name, const at::Tensor& tensor) {
   throw NumericalError(name, tensor.numel() - num_finite, tensor.numel());
 }
 
+void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype) {
+  require_finite(name, tensor);
+  if (dtype == "F16") require_finite(name + " in float16", tensor.to(at::kHalf));
+}
+
 }  // namespace coppice

@@ -11,4 +11,8 @@ namespace coppice {
 /// the tensor where all is well.
 void require_finite(const std::string& name, const at::Tensor& tensor);
 
+/// The same, also of what a boundary between blocks of such a dtype ("F16") will hold: float16 ends
+/// at 65504.
+void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype);
+
 }  // namespace coppice

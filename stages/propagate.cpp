@@ -64,9 +64,9 @@ void Propagate::run(WindowJob& job) const {
           forward_half(half, span.architecture,
                        weights[static_cast<size_t>(half - job.halves.first)], span.rotary, x);
     }
-    require_finite("hidden states of the adapted model, " +
-                       to_string(Boundary{Stream::kPropagated, job.halves.last}),
-                   x.hidden);
+    require_storable("hidden states of the adapted model, " +
+                         to_string(Boundary{Stream::kPropagated, job.halves.last}),
+                     x.hidden, span.architecture.dtype);
     sink->write(window, x.hidden);
   }
 }

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "stages/finite.h"
 #include "stages/model/block_forward.h"
 
 namespace coppice {
@@ -31,6 +32,8 @@ MicroBatch RecomputedSource::read(std::span<const int> windows) {
       x.hidden = forward_half(half, span_.architecture,
                               weights_[static_cast<size_t>(half - halves_.first)], span_.rotary, x);
     }
+    require_storable("targets made again, " + to_string(Boundary{Stream::kDense, halves_.last}),
+                     x.hidden, span_.architecture.dtype);
     outputs.push_back(x.hidden.to(stored).to(span_.compute));
     batch.lengths.insert(batch.lengths.end(), x.lengths.begin(), x.lengths.end());
   }

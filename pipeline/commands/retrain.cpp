@@ -41,8 +41,14 @@ void check(const RetrainRunOptions& options) {
     throw ConfigError(fmt::format("--rank: {}: at least 1", options.retrain.rank));
   if (!(options.retrain.alpha > 0) || !std::isfinite(options.retrain.alpha))
     throw ConfigError(fmt::format("--lora-alpha: {}: greater than 0", options.retrain.alpha));
-  if (options.first_window < 0)
-    throw ConfigError(fmt::format("--first-window: {}: 0 or more", options.first_window));
+  constexpr int kMostWindows = 1 << 30;
+  if (options.first_window < 0 || options.first_window > kMostWindows)
+    throw ConfigError(fmt::format("--first-window: {}: from 0 to 2^30", options.first_window));
+  if (options.first_window > 0 && options.calibration.sample_windows) {
+    throw ConfigError(
+        "--first-window: leaves out windows at the dataset's start; with --sample-windows there is "
+        "no start");
+  }
   if (!(options.save_minutes >= 0))
     throw ConfigError(fmt::format("--save-minutes: {}: 0 or more", options.save_minutes));
   if (options.calibration.nsamples < 2) {

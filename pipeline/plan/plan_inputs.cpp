@@ -51,6 +51,9 @@ uint64_t outer_bytes(const SourceModel& model) {
   for (const NamedShape& tensor : outer_tensors(model.architecture)) {
     bytes += model.checkpoint.tensor(tensor.name).bytes;
   }
+  for (const std::string& unknown : model.unknown_tensors) {  // copied through
+    bytes += model.checkpoint.tensor(unknown).bytes;
+  }
   return bytes;
 }
 

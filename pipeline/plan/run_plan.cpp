@@ -158,7 +158,8 @@ RunPlan plan_run(const PlanInputs& in) {
   if (wanted != "recomputed" || !has_half_block_boundaries(in)) cached = best_plan(in, false);
   if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true);
   if (!cached && !recomputed)
-    refuse(in, estimate(in, smallest_settings(in, wanted == "recomputed")));
+    refuse(in, estimate(in, smallest_settings(
+                                in, wanted == "recomputed" && has_half_block_boundaries(in))));
   if (cached && recomputed) {
     return recomputed->seconds < cached->seconds ? *recomputed : *cached;
   }

@@ -37,8 +37,9 @@ int training_windows(const at::Tensor& ids, const RetrainOptions& options) {
   return windows - num_held_out(options.training.validation_fraction, windows);
 }
 
-std::function<at::Tensor(const std::string&)> by_name(const ResidentModel& model) {
-  return [&model](const std::string& name) { return model.tensors.at(name); };
+/// In the dtype of computation, as hidden states are made from it when a model is streamed.
+std::function<at::Tensor(const std::string&)> computed_with(const ResidentModel& model) {
+  return [&model](const std::string& name) { return model.tensors.at(name).to(model.compute); };
 }
 
 void copy_into(at::Tensor& target, const NamedTensors& state, const std::string& name) {
@@ -59,9 +60,9 @@ Retrainer::Retrainer(const ResidentModel& model, at::Tensor ids, const RetrainOp
       options_(options),
       rotary_(make_rotary_table(model.architecture.rope, model.architecture.head_dim, ids_.size(1),
                                 model.compute, ids_.device())),
-      stem_(gather_stem(model.architecture, by_name(model))),
+      stem_(gather_stem(model.architecture, computed_with(model))),
       head_{.architecture = model.architecture,
-            .final = gather_final(model.architecture, by_name(model)),
+            .final = gather_final(model.architecture, computed_with(model)),
             .rows = model.tensors.at(model.architecture.head)},
       num_training_(training_windows(ids_, options)) {
   const int batch = options.training.batch_size;
@@ -87,9 +88,10 @@ at::Tensor Retrainer::embedded(const at::Tensor& ids) const {
   const at::Tensor& rows = model_.tensors.at(model_.architecture.embedding);
   std::vector<at::Tensor> sequences;
   for (const at::Tensor& sequence : ids.unbind(0)) {
-    sequences.push_back(embed(model_.architecture, stem_, rows.index_select(0, sequence)));
+    const at::Tensor embedding = rows.index_select(0, sequence).to(model_.compute);
+    sequences.push_back(embed(model_.architecture, stem_, embedding));
   }
-  return at::cat(sequences).to(model_.compute);  // [tokens, hidden]
+  return at::cat(sequences);  // [tokens, hidden]
 }
 
 at::Tensor Retrainer::block_output(int block, const NamedTensors& tensors, const at::Tensor& hidden,

@@ -56,7 +56,7 @@ TEST(ArchitectureFile, SizesComeFromConfigJson) {
   EXPECT_EQ(architecture.head_dim, 4);
   EXPECT_EQ(architecture.vocab, 61);
   EXPECT_EQ(architecture.max_positions, 64);
-  EXPECT_EQ(architecture.norm_epsilon, 1e-5);
+  EXPECT_EQ(architecture.norm_epsilon, 3e-6);
   EXPECT_EQ(architecture.activation, Activation::kSilu);
   EXPECT_EQ(architecture.rope.kind, RopeKind::kDefault);
   EXPECT_EQ(architecture.rope.theta, 500000.0);
@@ -228,6 +228,23 @@ TEST(ArchitectureFile, YarnIsReadWithItsDefaults) {
   EXPECT_EQ(rope.beta_slow, 1);
   EXPECT_TRUE(rope.truncate);
   EXPECT_NEAR(rope.attention_factor, 0.1 * std::log(4.0) + 1, 1e-12);
+}
+
+TEST(ArchitectureFile, OriginalPositionsOfTheModelGoBeforeThoseOfItsRope) {
+  const Rope rope =
+      loaded(
+          with({{"original_max_position_embeddings", 8},
+                {"rope_scaling",
+                 {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 16}}}}))
+          .rope;
+  EXPECT_EQ(rope.original_max_position, 8);
+}
+
+TEST(ArchitectureFile, AnEmptyRopeScalingHidesNoRopeParameters) {
+  const Rope rope = loaded(with({{"rope_scaling", nlohmann::json::object()},
+                                 {"rope_parameters", {{"rope_type", "linear"}, {"factor", 3.0}}}}))
+                        .rope;
+  EXPECT_EQ(rope.kind, RopeKind::kLinear);
 }
 
 TEST(ArchitectureFile, YarnIsReadWithAllItsParameters) {

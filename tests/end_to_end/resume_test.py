@@ -43,7 +43,7 @@ class Resume(ProgramTest):
                 )
 
     def test_a_window_of_several_blocks_continues_as_well(self):
-        self.check_kills(rounds=2, window=2, nsamples=32, epochs=4)
+        self.check_kills(rounds=2, window=2, nsamples=32, epochs=4, export_masks="true")
 
     def check_kills(self, rounds, **keys):
         tag = "".join(str(value) for value in keys.values())
@@ -62,6 +62,9 @@ class Resume(ProgramTest):
             self.coppice(*arguments)
             self.assertEqual(shards(self.dir / output), golden, f"seed {seed}, round {round_number}")
             self.assertEqual(list((self.dir / output).glob("*.tmp")), [])
+            masks = self.dir / f"undisturbed{tag}" / "masks"
+            if masks.exists():
+                self.assertEqual(shards(self.dir / output / "masks"), shards(masks))
         self.assertGreater(kills, 0, "no run was killed before its end")
 
     def test_sigterm_ends_with_130_and_the_command_that_continues(self):

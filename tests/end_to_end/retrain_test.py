@@ -46,7 +46,14 @@ class RetrainTest(ProgramTest):
 
 class Retrain(RetrainTest):
     def test_held_out_loss_falls_zeros_stay_and_the_rest_is_byte_identical(self):
-        for name in ("llama_fp32", "llama_bias_llama3_fp32", "llama_bf16"):
+        for name in (
+            "llama_fp32",
+            "llama_bias_llama3_fp32",
+            "llama_bf16",
+            "qwen3_fp32",
+            "opt_after_fp32",
+            "opt_wide_bf16",
+        ):
             with self.subTest(name):
                 pruned = self.pruned(name)
                 output = self.dir / f"out_{name}"
@@ -80,14 +87,19 @@ class Retrain(RetrainTest):
         self.assertEqual(zeros, retrain["zeros"])
 
     def test_eval_measures_what_was_reported(self):
-        pruned = self.pruned("llama_fp32")  # in bf16 eval rounds what it keeps on disk
-        self.coppice(*self.arguments(pruned, "out"))
-        told = report(self.dir / "out")["retrain"]
+        # In bf16 eval rounds what it keeps on disk.
+        for name in ("llama_fp32", "mistral_fp32", "opt_fp32", "opt_after_fp32"):
+            with self.subTest(name):
+                self.check_eval(self.pruned(name), f"out_{name}")
+
+    def check_eval(self, pruned, output):
+        self.coppice(*self.arguments(pruned, output))
+        told = report(self.dir / output)["retrain"]
         with h5py.File(self.text()) as file:
             held_out = file["input_ids"][-2:]
         with h5py.File(self.dir / "held_out.h5", "w") as file:
             file["input_ids"] = held_out
-        for model, key in ((pruned, "pruned"), (self.dir / "out", "retrained")):
+        for model, key in ((pruned, "pruned"), (self.dir / output, "retrained")):
             self.coppice(
                 *["eval", model, "--text", self.dir / "held_out.h5", "--seqlen", 32],
                 *["--json", self.dir / "eval.json"],
@@ -213,6 +225,9 @@ class RetrainBadInput(RetrainTest):
         self.refused(2, "--first-window", first_window=-1)
         self.refused(2, "--epochs: 0", epochs=0)
         self.refused(2, "did you mean --rank", rnak=4)
+
+    def test_an_encoder_has_nothing_to_be_retrained_on(self):
+        self.refused(2, "predicts no next token", model=self.pruned("bert_fp32"))
 
     def test_too_little_text(self):
         self.refused(2, "too little calibration text", nsamples=33)

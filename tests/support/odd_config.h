@@ -15,7 +15,7 @@ inline nlohmann::json odd_config() {
           {"num_key_value_heads", 2},
           {"vocab_size", 61},
           {"max_position_embeddings", 64},
-          {"rms_norm_eps", 1e-5},
+          {"rms_norm_eps", 3e-6},
           {"hidden_act", "silu"},
           {"rope_theta", 500000.0},
           {"eos_token_id", 2}};

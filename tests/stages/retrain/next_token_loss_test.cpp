@@ -55,6 +55,53 @@ TEST_P(NextTokenLoss, LossAndGradientAreThoseOfPlainCrossEntropy) {
 
 INSTANTIATE_TEST_SUITE_P(TokensAtOnce, NextTokenLoss, ::testing::Values(1, 3, 8, 1000));
 
+/// The heads of other families, by the same plain operations.
+struct Form {
+  const char* name;
+  bool has_layer_norm, has_projection;
+};
+
+class NextTokenLossOfForm : public ::testing::TestWithParam<Form> {};
+
+TEST_P(NextTokenLossOfForm, LossAndGradientAreThoseOfPlainCrossEntropy) {
+  constexpr int64_t kWidth = 7;
+  Case c;
+  c.architecture.norm_kind = NormKind::kLayer;
+  c.head.final = {};
+  at::Tensor x = c.hidden.clone().requires_grad_(true);
+  at::Tensor input = x;
+  if (GetParam().has_layer_norm) {
+    c.head.final.norm = {.gain = at::randn({kHidden}), .bias = at::randn({kHidden})};
+    const at::Tensor centred = input - input.mean(1, true);
+    const at::Tensor inverse =
+        centred.square().mean(1, true).add(c.architecture.norm_epsilon).rsqrt();
+    input = centred * inverse * c.head.final.norm.gain + c.head.final.norm.bias;
+  }
+  if (GetParam().has_projection) {
+    c.head.final.project = at::randn({kWidth, kHidden});
+    c.head.rows = at::randn({kVocab, kWidth});
+    input = at::linear(input, c.head.final.project);
+  }
+  const at::Tensor logits = at::linear(input, c.head.rows)
+                                .view({kSequences, kLength, kVocab})
+                                .narrow(1, 0, kLength - 1)
+                                .flatten(0, 1);
+  const at::Tensor expected =
+      at::cross_entropy_loss(logits, c.ids.narrow(1, 1, kLength - 1).flatten());
+  expected.backward();
+  at::Tensor gradient;
+  const at::Tensor sum = next_token_loss(c.head, c.hidden, c.ids, &gradient);
+  EXPECT_NEAR(sum.item<double>() / (kSequences * (kLength - 1)), expected.item<double>(), 1e-5);
+  EXPECT_THAT(gradient, IsCloseTo(x.grad()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Forms, NextTokenLossOfForm,
+                         ::testing::Values(Form{"layer_norm", true, false},
+                                           Form{"layer_norm_and_projection", true, true},
+                                           Form{"projection", false, true},
+                                           Form{"nothing", false, false}),
+                         [](const auto& test) { return test.param.name; });
+
 TEST(NextTokenLoss, LastTokensOfSequencesGetNoGradient) {
   const Case c;
   at::Tensor gradient;
