@@ -94,14 +94,16 @@ LLAMA_BF16 = {
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
-# Kept, blended and divided: 4 frequencies turn 10, 1, 0.1 and 0.01 times in 64 positions.
+# Of 10 frequencies two are kept (10 and 4 turns in 64 positions), two blended, the others divided.
 LLAMA_YARN_FP32 = LLAMA_BF16 | {
+    "head_dim": 20,
     "rope_parameters": {
         "rope_type": "yarn",
         "rope_theta": 10000.0,
         "factor": 4.0,
         "original_max_position_embeddings": 64,
-        "beta_fast": 8.0,
+        "beta_fast": 3.0,
+        "beta_slow": 0.3,
     },
 }
 LLAMA_LINEAR_FP32 = LLAMA_BF16 | {
