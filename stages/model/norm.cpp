@@ -47,6 +47,7 @@ std::vector<at::Tensor> normed_linears(const NormedRows& rows, const Norm& norm,
   const at::ScalarType dtype = rows.value.scalar_type();
   const Norm used_norm = converted(norm, dtype);
   std::vector<at::Tensor> outputs;
+  outputs.reserve(linears.size());
   for (const Linear* linear : linears) {
     outputs.push_back(differentiable::normed_linear(rows.x_hat, rows.value, used_norm,
                                                     converted(*linear, dtype)));

@@ -18,6 +18,7 @@ const Norm* norm_at(const BlockWeights& weights, const std::string& side, Half h
 FirstLinears first_linears(const Architecture& architecture, const BlockWeights& weights, Half half,
                            const std::vector<std::string>& roles, const at::Tensor& x) {
   std::vector<const Linear*> linears;
+  linears.reserve(roles.size());
   for (const std::string& role : roles) linears.push_back(&weights.linears.at(role));
   if (const Norm* norm = norm_at(weights, "before_", half)) {
     const NormedRows rows = norm_rows(architecture, *norm, x);
