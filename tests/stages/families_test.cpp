@@ -36,7 +36,7 @@ struct GoldenSpan {
   RotaryTable rotary =
       make_rotary_table(architecture.rope, architecture.head_dim, kSeqlen, at::kFloat, at::kCPU);
   testing::MemoryBoundaries boundaries;
-  SpanJob job{kBlock, architecture, golden.block(1), at::kFloat, rotary, boundaries, {}, {}};
+  SpanJob job{kBlock, architecture, {golden.block(1)}, at::kFloat, rotary, boundaries, {}, {}};
 
   explicit GoldenSpan(const std::string& folder) : golden(folder) {
     at::set_num_threads(1);  // waking a team costs more than these products
@@ -72,12 +72,12 @@ class Families : public ::testing::TestWithParam<std::tuple<std::string, WindowK
   void prune_and_reconstruct() {
     const WindowKind kind = std::get<WindowKind>(GetParam());
     ReconstructOptions options;
-    options.window = kind;
+    options.window = {kind};
     options.lr = 3e-3;
     options.epochs = 4;
     options.validation_fraction = 0.25;
     span_.run(Calibrate({.statistics = Calibrate::Statistics::kSquares}), GoldenSpan::kBlock);
-    for (const HalfRange& window : windows_of(GoldenSpan::kBlock, kind)) {
+    for (const HalfRange& window : windows_of(GoldenSpan::kBlock, {kind})) {
       span_.run(Prune(PruneOptions{}), window);
       span_.run(Reconstruct(options), window);
     }
@@ -99,7 +99,7 @@ TEST_P(Families, EveryLinearIsHalfZerosAfterwards) {
     const std::string name = in_block(span_.architecture, 1, spec.name) + ".weight";
     const at::Tensor& mask = span_.variant().masks.at(name);
     const at::Tensor& weight = span_.variant().adapted.at(name);
-    EXPECT_EQ(weight.scalar_type(), span_.job.dense.linears.at(spec.role).weight.scalar_type());
+    EXPECT_EQ(weight.scalar_type(), span_.job.dense[0].linears.at(spec.role).weight.scalar_type());
     EXPECT_EQ(mask.logical_not().sum().item<int64_t>(), spec.in / 2 * spec.out) << name;
     EXPECT_EQ(weight.masked_select(mask.logical_not()).count_nonzero().item<int64_t>(), 0) << name;
   }
@@ -113,6 +113,34 @@ TEST_P(Families, BiasesAndNormsAreTrainedByName) {
   }
   EXPECT_THAT(span_.variant().trained, ::testing::UnorderedElementsAreArray(expected));
 }
+
+class FamiliesByMatrix : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(FamiliesByMatrix, EveryLinearIsAWindowAndTheirErrorsFall) {
+  GoldenSpan span(GetParam());
+  ReconstructOptions options;
+  options.window = {WindowKind::kMatrix};
+  options.solver = Solver::kLeastSquaresAdamW;
+  options.lr = 3e-3;
+  options.validation_fraction = 0.25;
+  const Calibrate calibrate(
+      {.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25});
+  span.run(calibrate, GoldenSpan::kBlock);
+  for (const HalfRange& window : windows_of(GoldenSpan::kBlock, options.window)) {
+    span.run(Prune(PruneOptions{}), window);
+    span.run(Reconstruct(options), window);
+  }
+  EXPECT_EQ(span.variant().windows.size(), span.architecture.linears.size());
+  double ratios = 0;
+  for (const WindowReport& window : span.variant().windows) {
+    ratios += window.validation_reconstructed / window.validation_pruned;
+  }
+  EXPECT_LT(ratios / double(span.variant().windows.size()), 0.95);
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, FamiliesByMatrix,
+                         ::testing::ValuesIn(testing::golden_folders()),
+                         [](const auto& test) { return test.param; });
 
 std::string case_name(const ::testing::TestParamInfo<std::tuple<std::string, WindowKind>>& test) {
   const auto& [folder, kind] = test.param;

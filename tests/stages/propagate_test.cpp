@@ -86,6 +86,18 @@ TEST(Propagate, DenseWeightsThatAreNotFiniteAreNamedThoughNobodyReads) {
       ::testing::ThrowsMessage<NumericalError>(::testing::HasSubstr("up_proj")));
 }
 
+TEST(Propagate, WhatFloat16CannotHoldIsAnError) {
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.architecture.dtype = "F16";
+  span.job.dense[0].linears.at("o").bias.fill_(7e4);
+  span.boundaries.wanted = {1};
+  EXPECT_THAT(
+      [&] {
+        run(span, {0, 1});
+      },
+      ::testing::ThrowsMessage<NumericalError>(::testing::HasSubstr("in float16")));
+}
+
 TEST(Propagate, WhatIsNotFiniteIsAnErrorWithItsPlace) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   span.variant().adapted.at("model.layers.0.self_attn.o_proj.weight").fill_(INFINITY);

@@ -19,7 +19,7 @@ inline ResidentModel tiny_pruned_model(at::ScalarType stored = at::kFloat,
   architecture.num_blocks = 2;
   architecture.dtype = stored == at::kFloat ? "F32" : "BF16";
   architecture.embedding = "model.embed_tokens.weight";
-  architecture.final_norm = "model.norm.weight";
+  architecture.final_norm = "model.norm";
   architecture.head = "lm_head.weight";
   model.compute = compute;
   const auto draw = [&](const NamedShape& tensor) {

@@ -49,8 +49,8 @@ class Reference {
       x = x + attention(block, normed(x, norm(block, "input_layernorm")));
       x = x + mlp(block, normed(x, norm(block, "post_attention_layernorm")));
     }
-    const at::Tensor logits =
-        at::linear(normed(x, model_.tensors.at(a_.final_norm)), model_.tensors.at(a_.head));
+    const at::Tensor logits = at::linear(normed(x, model_.tensors.at(a_.final_norm + ".weight")),
+                                         model_.tensors.at(a_.head));
     return at::cross_entropy_loss(logits.narrow(1, 0, length - 1).flatten(0, 1),
                                   ids.narrow(1, 1, length - 1).flatten());
   }
