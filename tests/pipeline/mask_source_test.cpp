@@ -12,8 +12,8 @@
 namespace coppice {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::golden_directory;
+using ::testing::HasSubstr;
 using testing::TempDir;
 using ::testing::ThrowsMessage;
 

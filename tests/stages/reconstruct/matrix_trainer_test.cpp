@@ -21,7 +21,6 @@ using testing::IsCloseTo;
 using ::testing::IsEmpty;
 using testing::IsIdenticalTo;
 using testing::TinySpan;
-using ::testing::UnorderedElementsAre;
 
 constexpr int kWindows = 8;
 constexpr int kMany = 40;  // tokens enough that held-out ones gain, too
