@@ -288,7 +288,8 @@ const std::vector<Form> kForms = {
 class BlockGradient : public ::testing::TestWithParam<std::tuple<Form, HalfRange>> {};
 
 TEST_P(BlockGradient, EqualsFiniteDifferences) {
-  const auto& [form, halves] = GetParam();
+  const Form form = std::get<Form>(GetParam());
+  const HalfRange halves = std::get<HalfRange>(GetParam());
   Architecture architecture = testing::tiny_llama();
   form.change(architecture);
   at::set_num_threads(1);
@@ -300,7 +301,9 @@ TEST_P(BlockGradient, EqualsFiniteDifferences) {
   const SpanJob span{{0, 2}, architecture, {weights}, at::kDouble, rotary, unused, {}, {}};
   const MicroBatch x{at::randn({14, 20}, at::TensorOptions(at::kDouble)), {7, 7}};
   const at::Tensor direction = at::randn_like(x.hidden);
-  const auto loss = [&] { return (window_output(span, halves, {{0, weights}}, x) * direction).sum(); };
+  const auto loss = [&] {
+    return (window_output(span, halves, {{0, weights}}, x) * direction).sum();
+  };
   std::vector<at::Tensor> steps;
   for (at::Tensor* tensor : all_tensors(weights)) {
     tensor->requires_grad_(true);
