@@ -379,20 +379,11 @@ std::vector<FileRecord> PruneRun::write_block(const Adapted& block, const std::s
 
 json PruneRun::report_head() const {
   const Device& device = machine_.device();
-  const Architecture& architecture = model_.architecture;
-  uint64_t parameters = 0;
-  for (const SafetensorsHeader& header : model_.checkpoint.headers()) {
-    for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
-  }
   const double measured = plan_inputs_->rates.mlp_product_flop;
   const json product_rate = measured > 0 ? json(measured) : json();
   return {{"version", COPPICE_VERSION},
           {"command", options_.command},
-          {"model",
-           {{"path", options_.model.string()},
-            {"architecture", architecture.family},
-            {"parameters", parameters},
-            {"sha256", sha256_file(model_.checkpoint.index_path())}}},
+          {"model", model_report(model_)},
           {"machine",
            {{"device", device.name()},
             {"description", device.description()},

@@ -20,6 +20,7 @@
 #include "pipeline/telemetry/model_card.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/retrain_report.h"
+#include "pipeline/telemetry/run_report.h"
 #include "pipeline/token_windows.h"
 #include "stages/finite.h"  // require_finite
 #include "storage/io/aligned_buffer.h"
@@ -224,18 +225,9 @@ json RetrainRun::write_blocks() {
 }
 
 json RetrainRun::report_head() const {
-  const Architecture& architecture = model_.architecture;
-  uint64_t parameters = 0;
-  for (const SafetensorsHeader& header : model_.checkpoint.headers()) {
-    for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
-  }
   return {{"version", COPPICE_VERSION},
           {"command", options_.command},
-          {"model",
-           {{"path", options_.model.string()},
-            {"architecture", architecture.family},
-            {"parameters", parameters},
-            {"sha256", sha256_file(model_.checkpoint.index_path())}}},
+          {"model", model_report(model_)},
           {"machine",
            {{"device", device_->name()},
             {"description", device_->description()},

@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Every linear of the blocks, and what lies outside of them: all that a pattern can mean.
+/// Every linear of the blocks.
 std::vector<std::string> linears_of(const Architecture& architecture) {
   std::vector<std::string> names;
   for (int block = 0; block < architecture.num_blocks; ++block) {

@@ -4,6 +4,7 @@
 
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/progress.h"  // human_seconds
+#include "storage/io/file.h"              // sha256_file
 
 namespace coppice {
 
@@ -22,6 +23,17 @@ json recipe_json(const Recipe& recipe) {
   json out = json::object();
   for (const RecipeKey& key : recipe_keys()) out[key.section][key.name] = typed(key.get(recipe));
   return out;
+}
+
+json model_report(const SourceModel& model) {
+  uint64_t parameters = 0;
+  for (const SafetensorsHeader& header : model.checkpoint.headers()) {
+    for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
+  }
+  return {{"path", model.checkpoint.directory().string()},
+          {"architecture", model.architecture.family},
+          {"parameters", parameters},
+          {"sha256", sha256_file(model.checkpoint.index_path())}};
 }
 
 json block_report(int block, const std::string& prefix, const Variant& variant) {

@@ -8,6 +8,7 @@
 
 #include "configs/recipe.h"
 #include "pipeline/graph/span_times.h"
+#include "pipeline/source_model.h"
 #include "pipeline/telemetry/meter.h"
 #include "stages/span_job.h"
 
@@ -29,6 +30,9 @@ struct RunTotals {
   bool resumed = false;
   std::map<std::string, StageTotals> stages;
 };
+
+/// What was read: path, architecture, parameters, and the hash that identifies the checkpoint.
+nlohmann::json model_report(const SourceModel& model);
 
 /// The part of one block, whose tensors' names begin with `prefix`: what the journal keeps and the
 /// report lists. A window over several blocks is the first one's. Keys as in the README.
