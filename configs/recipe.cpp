@@ -198,6 +198,42 @@ void check_comparison(const PruneOptions& prune) {
   }
 }
 
+void check_allocation(const Recipe& recipe) {
+  const PruneOptions& prune = recipe.prune;
+  if (prune.allocation == Allocation::kUniform) return;
+  const auto refuse = [](const std::string& why) {
+    throw ConfigError("prune.allocation: owl: " + why);
+  };
+  if (!prune.block_sparsities.empty()) refuse("decides the blocks' sparsities; leave them out");
+  if (!prune.masks.empty()) refuse("masks that are given decide what is pruned; leave one out");
+  if (!prune.pattern.is_unstructured()) {
+    refuse(fmt::format("sparsity_type {}:{} makes every sparsity the same; leave one out",
+                       prune.pattern.num_kept, prune.pattern.group_size));
+  }
+  if (recipe.reconstruct.propagation != Propagation::kDense) {
+    refuse("measures the dense model before the run; it wants reconstruct.propagation dense");
+  }
+  const double most = 2 * prune.owl_lambda;
+  if (prune.sparsity - most < 0 || prune.sparsity + most >= 1) {
+    refuse(
+        fmt::format("a block may get {} more or less than the sparsity of {}, which is no "
+                    "fraction any more; choose a smaller prune.owl_lambda",
+                    most, prune.sparsity));
+  }
+}
+
+void check_rate(const ReconstructOptions& reconstruct) {
+  if (reconstruct.lr > 0) return;
+  if (reconstruct.window.kind == WindowKind::kNone || !trains_adamw(reconstruct)) {
+    throw ConfigError("reconstruct.lr: auto: nothing is trained that a rate could be found for");
+  }
+  if (reconstruct.propagation != Propagation::kDense) {
+    throw ConfigError(
+        "reconstruct.lr: auto: rates are tried on dense activations; it wants "
+        "reconstruct.propagation dense, so that the run meets the same");
+  }
+}
+
 }  // namespace
 
 std::string RecipeKey::flag() const {
@@ -259,6 +295,8 @@ void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_us
   check_masks(recipe.prune, stated("prune.method"));
   check_pattern(recipe.prune, stated("prune.sparsity"));
   check_comparison(recipe.prune);
+  check_allocation(recipe);
+  check_rate(recipe.reconstruct);
   if (recipe.reconstruct.window.kind != WindowKind::kNone && recipe.calibration.nsamples < 2) {
     throw ConfigError(
         fmt::format("calibration.nsamples: {}: at least 2 when reconstructing, one to train on and "

@@ -157,6 +157,13 @@ ValueForm<double> real_number(std::function<bool(double)> is_right, const std::s
   return {read, [](double number) { return fmt::format("{}", number); }};
 }
 
+ValueForm<double> rate_form() {
+  const ValueForm<double> number =
+      real_number([](double x) { return x > 0; }, "greater than 0, or auto");
+  return {[number](const std::string& text) { return text == "auto" ? 0 : number.read(text); },
+          [number](double rate) { return rate == 0 ? "auto" : number.print(rate); }};
+}
+
 ValueForm<bool> true_or_false() { return one_of<bool>({{"true", true}, {"false", false}}); }
 
 ValueForm<SparsityPattern> sparsity_pattern() {

@@ -29,6 +29,7 @@ Machine::Machine(const ResourceOptions& resources, std::function<void(const std:
 
 GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunSettings& settings,
                                     uint64_t slot_bytes, uint64_t output_bytes) {
+  if (graph_memory_) return *graph_memory_;
   GraphOptions options;
   options.slab_bytes = resources.slab_bytes;
   options.num_slabs = resources.num_slabs;
@@ -54,6 +55,7 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunS
       options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
     }
   }
+  graph_memory_ = options;
   return options;
 }
 

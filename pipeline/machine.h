@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,7 +32,8 @@ class Machine {
   RunMeters& meters() { return meters_; }
 
   /// Slots, slabs and output buffers of a graph, as many as the settings say. `output_bytes` 0:
-  /// nothing is adapted. Memory is allocated here, once, and lives as long as the machine.
+  /// nothing is adapted. Memory is allocated by the first call and lives as long as the machine:
+  /// a later one wants the same, for a graph that comes after.
   GraphOptions graph_options(const ResourceOptions& resources, const RunSettings& settings,
                              uint64_t slot_bytes, uint64_t output_bytes);
   /// Prepares the engine for many reads of these files, which outlive the machine.
@@ -43,6 +45,7 @@ class Machine {
   std::unique_ptr<IoEngine> engine_;
   std::vector<Registration> registrations_;  // of slots, slabs and files; gone before the engine
   std::vector<AlignedBuffer> outputs_;
+  std::optional<GraphOptions> graph_memory_;
   SerialExecutor store_{"store"};
   SerialExecutor hdf5_{"hdf5"};  // HDF5 is called from nowhere else while a graph runs
 };

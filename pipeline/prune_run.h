@@ -1,14 +1,30 @@
-// One run: a dense checkpoint goes in, a pruned and reconstructed one comes out, block by block.
+// One run: a dense checkpoint goes in, a pruned and reconstructed one comes out, block by block; or
+// one for each of several recipes, whose dense pass is the same (a sweep).
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "configs/recipe.h"
+#include "pipeline/plan/plan_inputs.h"
 #include "pipeline/run_state.h"
 #include "pipeline/telemetry/progress.h"
 
 namespace coppice {
+
+struct NamedRecipe {
+  std::string name;  // empty, or of the directory below `output` that its result goes to
+  Recipe recipe;
+  std::vector<std::string> varied;  // what it has of SweepOptions::keys
+};
+
+/// Several recipes are compared by the held-out windows, as whole models.
+struct SweepOptions {
+  std::vector<std::string> keys;  // paths of the recipe's keys in which they differ
+  bool writes_checkpoints = true;
+};
 
 struct PruneRunOptions {
   std::filesystem::path model;
@@ -17,18 +33,28 @@ struct PruneRunOptions {
   std::filesystem::path work;          // journal, cache, tokens
   std::filesystem::path architecture;  // an extra description; may be empty
   std::filesystem::path trace;         // a timeline to write; may be empty
-  Recipe recipe;
+  std::vector<NamedRecipe> recipes;    // one, without a sweep; see check_sweep
+  std::optional<SweepOptions> sweep;
   Resume resume = Resume::kNo;
   Verbosity verbosity = Verbosity::kNormal;
   std::string command;  // as typed, for the report
   std::string resume_command;
+
+  /// Calibration and resources of all of them.
+  const Recipe& shared() const { return recipes.front().recipe; }
+  PlannedJob job() const;
 };
+
+/// Throws ConfigError unless the recipes can share one dense pass: they differ in `prune` and
+/// `reconstruct` alone, propagate dense activations, hold out the same windows, of which there are
+/// two at least, and take no masks that others do not.
+void check_sweep(const std::vector<NamedRecipe>& recipes);
 
 enum class RunOutcome { kFinished, kAlreadyFinished, kInterrupted };
 
 struct RunResult {
   RunOutcome outcome = RunOutcome::kFinished;
-  nlohmann::json report;  // empty unless finished
+  nlohmann::json report;  // empty unless finished; of a sweep, sweep_report()
 };
 
 /// Runs to the end, or until `SIGTERM`/`SIGINT`: then the block at work is finished and stored.

@@ -64,43 +64,58 @@ void require_same_run(const fs::path& work_directory, const Fingerprint& started
                   work_directory.string(), fmt::join(differing, ", ")));
 }
 
-RunState::RunState(const fs::path& work_directory, const fs::path& output_directory,
+RunState::RunState(const fs::path& work_directory, const std::vector<fs::path>& output_directories,
                    const Fingerprint& fingerprint, Resume resume, const std::string& resume_command)
-    : work_directory_(work_directory), output_directory_(output_directory) {
+    : work_directory_(work_directory),
+      output_directories_(output_directories),
+      blocks_(output_directories.size()) {
   require_resumable(work_directory, resume, resume_command);
   fs::create_directories(work_directory);
-  fs::create_directories(output_directory);
   journal_ = std::make_unique<RunJournal>(work_directory / "journal.bin");
   for (const JournalRecord& record : journal_->records()) {
-    const json payload = json::parse(record.payload);
-    if (record.type == "run") {
-      is_resumed_ = true;
-      require_same_run(work_directory, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
-    } else if (record.type == "outer") {
-      has_outer_ = is_there(output_directory, payload);
-    } else if (record.type == "boundary") {
-      if (is_there(work_directory, payload.at("file"))) boundaries_.insert(boundary_of(payload));
-    } else if (record.type == "block") {
-      const json& files = payload.at("files");
-      if (std::all_of(files.begin(), files.end(),
-                      [&](const json& file) { return is_there(output_directory, file); })) {
-        blocks_[payload.at("block").get<int>()] = payload.at("report");
-      }
-    } else if (record.type == "done") {
-      is_finished_ = true;
-    }
+    take(record.type, json::parse(record.payload), fingerprint);
   }
   if (!is_resumed_) append("run", {{"fingerprint", fingerprint}});
+}
+
+// The run's own record is the first, so what comes after it is of the same recipes.
+void RunState::take(const std::string& type, const json& payload, const Fingerprint& fingerprint) {
+  const auto recipe = [&] { return payload.at("recipe").get<size_t>(); };
+  if (type == "run") {
+    is_resumed_ = true;
+    require_same_run(work_directory_, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
+  } else if (type == "outer") {
+    if (is_there(output_directories_.at(recipe()), payload.at("file"))) outer_.insert(recipe());
+  } else if (type == "boundary") {
+    if (is_there(work_directory_, payload.at("file"))) boundaries_.insert(boundary_of(payload));
+  } else if (type == "held out") {
+    if (is_there(work_directory_, payload.at("file"))) {
+      held_out_.insert(payload.at("half").get<int>());
+    }
+  } else if (type == "block") {
+    const json& files = payload.at("files");
+    const fs::path& directory = output_directories_.at(recipe());
+    if (std::all_of(files.begin(), files.end(),
+                    [&](const json& file) { return is_there(directory, file); })) {
+      blocks_[recipe()][payload.at("block").get<int>()] = payload.at("report");
+    }
+  } else if (type == "survey") {
+    surveys_[payload.at("block").get<int>()] = payload.at("found");
+  } else if (type == "judged") {
+    judged_ = payload;
+  } else if (type == "done") {
+    is_finished_ = true;
+  }
 }
 
 void RunState::append(const std::string& type, const json& payload) {
   journal_->append({type, 1, payload.dump()});
 }
 
-void RunState::record_outer(const FileRecord& file) {
-  append("outer", as_json(file));
+void RunState::record_outer(size_t recipe, const FileRecord& file) {
+  append("outer", {{"recipe", recipe}, {"file", as_json(file)}});
   std::lock_guard lock(mutex_);
-  has_outer_ = true;
+  outer_.insert(recipe);
 }
 
 void RunState::record_boundary(Boundary boundary, const FileRecord& file) {
@@ -111,12 +126,31 @@ void RunState::record_boundary(Boundary boundary, const FileRecord& file) {
   boundaries_.insert(boundary);
 }
 
-void RunState::record_block(int block, const std::vector<FileRecord>& files, const json& report) {
+void RunState::record_block(size_t recipe, int block, const std::vector<FileRecord>& files,
+                            const json& report) {
   json records = json::array();
   for (const FileRecord& file : files) records.push_back(as_json(file));
-  append("block", {{"block", block}, {"files", records}, {"report", report}});
+  append("block", {{"recipe", recipe}, {"block", block}, {"files", records}, {"report", report}});
   std::lock_guard lock(mutex_);
-  blocks_[block] = report;
+  blocks_.at(recipe)[block] = report;
+}
+
+void RunState::record_survey(int block, const json& found) {
+  append("survey", {{"block", block}, {"found", found}});
+  std::lock_guard lock(mutex_);
+  surveys_[block] = found;
+}
+
+void RunState::record_held_out(int half, const FileRecord& file) {
+  append("held out", {{"half", half}, {"file", as_json(file)}});
+  std::lock_guard lock(mutex_);
+  held_out_.insert(half);
+}
+
+void RunState::record_judged(const json& losses) {
+  append("judged", losses);
+  std::lock_guard lock(mutex_);
+  judged_ = losses;
 }
 
 void RunState::record_finished() {

@@ -32,40 +32,60 @@ class RunState {
   /// Opens or starts the run in `work_directory`. Throws ConfigError if there is a run already and
   /// `resume` is kNo (names `resume_command`), or if its fingerprint differs (names the keys).
   /// Records whose files are absent or of another size do not count: that work is done again.
+  /// `output_directories`: by recipe, where its shards go.
   RunState(const std::filesystem::path& work_directory,
-           const std::filesystem::path& output_directory, const Fingerprint& fingerprint,
-           Resume resume, const std::string& resume_command);
+           const std::vector<std::filesystem::path>& output_directories,
+           const Fingerprint& fingerprint, Resume resume, const std::string& resume_command);
 
   bool is_resumed() const { return is_resumed_; }
   bool is_finished() const { return is_finished_; }
-  bool has_outer() const { return has_outer_; }
-  bool has_block(int block) const {
+  bool has_outer(size_t recipe) const { return outer_.contains(recipe); }
+  bool has_block(size_t recipe, int block) const {
     const std::lock_guard lock(mutex_);
-    return blocks_.count(block) != 0;
+    return blocks_.at(recipe).contains(block);
   }
   bool has_boundary(Boundary boundary) const {
     const std::lock_guard lock(mutex_);
     return boundaries_.count(boundary) != 0;
   }
+  /// Whether the held-out windows of all recipes as they enter this half-block are there.
+  bool has_held_out(int half) const {
+    const std::lock_guard lock(mutex_);
+    return held_out_.contains(half);
+  }
   /// By block, what record_block was given.
-  const std::map<int, nlohmann::json>& block_reports() const { return blocks_; }
+  const std::map<int, nlohmann::json>& block_reports(size_t recipe) const {
+    return blocks_.at(recipe);
+  }
+  /// By block, what record_survey was given. Not while another thread records.
+  const std::map<int, nlohmann::json>& surveys() const { return surveys_; }
+  /// What record_judged was given; null before.
+  const nlohmann::json& judged() const { return judged_; }
 
-  // Each is durable when it returns; any thread.
-  void record_outer(const FileRecord& file);
+  // Each is durable when it returns; any thread. A file's name is that below its directory.
+  void record_outer(size_t recipe, const FileRecord& file);
   void record_boundary(Boundary boundary, const FileRecord& file);
-  void record_block(int block, const std::vector<FileRecord>& files, const nlohmann::json& report);
+  void record_block(size_t recipe, int block, const std::vector<FileRecord>& files,
+                    const nlohmann::json& report);
+  void record_survey(int block, const nlohmann::json& found);
+  void record_held_out(int half, const FileRecord& file);
+  void record_judged(const nlohmann::json& losses);
   void record_finished();
 
  private:
   void append(const std::string& type, const nlohmann::json& payload);
+  void take(const std::string& type, const nlohmann::json& payload, const Fingerprint& fingerprint);
 
   std::filesystem::path work_directory_;
-  std::filesystem::path output_directory_;
+  std::vector<std::filesystem::path> output_directories_;
   std::unique_ptr<RunJournal> journal_;
   mutable std::mutex mutex_;
-  std::map<int, nlohmann::json> blocks_;
+  std::vector<std::map<int, nlohmann::json>> blocks_;  // by recipe
+  std::map<int, nlohmann::json> surveys_;
+  nlohmann::json judged_;
   std::set<Boundary> boundaries_;
-  bool has_outer_ = false;
+  std::set<int> held_out_;  // half-blocks
+  std::set<size_t> outer_;  // recipes
   bool is_finished_ = false;
   bool is_resumed_ = false;
 };

@@ -32,11 +32,18 @@ struct SparsityRule {
   bool operator==(const SparsityRule&) const = default;
 };
 
+/// How the sparsity is spread over the blocks: the same for all, or by their shares of outliers
+/// (OWL, arXiv:2310.05175), the same on average.
+enum class Allocation { kUniform, kOwl };
+
 struct PruneOptions {
   PruneMethod method = PruneMethod::kWanda;
   double sparsity = 0.5;                   // fraction of zeros; with N:M it is 1 − N/M
   std::vector<double> block_sparsities;    // one a block, instead of `sparsity`; or empty
   std::vector<SparsityRule> sparsity_map;  // the first that names a linear goes before both
+  Allocation allocation = Allocation::kUniform;
+  double owl_m = 5;          // an outlier's score is above so many times the mean of its block
+  double owl_lambda = 0.08;  // the blocks' sparsities lie within twice this
   SparsityPattern pattern;
   Comparison comparison = Comparison::kAuto;  // SparseGPT compares within its lazy blocks
   StatisticsOf statistics = StatisticsOf::kAuto;

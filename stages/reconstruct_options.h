@@ -36,7 +36,7 @@ struct ReconstructOptions {
   double ridge = 0.01;  // of least squares: on the increment, as a share of the mean diagonal
   int epochs = 1;
   int batch_size = 2;                   // sequences per optimiser step
-  double lr = 1e-4;                     // small models want about 1e-3
+  double lr = 1e-4;                     // small models want about 1e-3; 0: found by trials
   double warmup = 0.1;                  // share of the steps, linear; then linear decay to 0
   double validation_fraction = 0.0625;  // of the windows, at least one, from the end
   bool shuffle = false;                 // of the training windows, per epoch, by seed

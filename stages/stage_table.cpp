@@ -39,7 +39,8 @@ Calibrate::Options statistics_of(const PruneOptions& prune, const ReconstructOpt
   options.stream = statistics_stream(prune, reconstruct);
   if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
   if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
-  if (has_reconstruction) options.held_out_fraction = reconstruct.validation_fraction;
+  // Also where nothing is reconstructed: the same matrices serve all recipes of a sweep.
+  options.held_out_fraction = reconstruct.validation_fraction;
   return options;
 }
 
@@ -92,6 +93,24 @@ std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
   if (options.stream == Stream::kPropagated) options = {};  // the adapted windows gather it
   options.convert = convert;
   return std::make_unique<Calibrate>(options);
+}
+
+std::unique_ptr<Stage> forward_stage(const std::vector<VariantOptions>& variants,
+                                     Calibrate::Convert convert) {
+  const VariantOptions& first = variants.front();
+  if (variants.size() == 1) return forward_stage(first.prune, first.reconstruct, convert);
+  Calibrate::Options all;
+  for (const auto& [prune, reconstruct] : variants) {
+    const Calibrate::Options options = statistics_of(prune, reconstruct);
+    if (propagates(reconstruct) ||
+        options.held_out_fraction != first.reconstruct.validation_fraction) {
+      throw std::logic_error("these variants cannot share a dense forward");
+    }
+    all.statistics = std::max(all.statistics, options.statistics);
+    all.held_out_fraction = options.held_out_fraction;
+  }
+  all.convert = convert;
+  return std::make_unique<Calibrate>(all);
 }
 
 std::vector<HalfRange> windows_of(HalfRange span, const Window& window) {

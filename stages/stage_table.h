@@ -20,6 +20,17 @@ std::unique_ptr<Stage> forward_stage(const PruneOptions& prune,
                                      const ReconstructOptions& reconstruct,
                                      Calibrate::Convert convert = Calibrate::Convert::kAhead);
 
+/// What of a recipe is mathematics.
+struct VariantOptions {
+  PruneOptions prune;
+  ReconstructOptions reconstruct;
+};
+
+/// One dense forward for several variants: it gathers what any of them wants. Several want dense
+/// propagation and one validation_fraction. Throws std::logic_error where they do not.
+std::unique_ptr<Stage> forward_stage(const std::vector<VariantOptions>& variants,
+                                     Calibrate::Convert convert = Calibrate::Convert::kAhead);
+
 /// The windows of a span in the order they are worked, e.g. {2b, 2b+1}, {2b+1, 2b+2}. Whole blocks
 /// start where the span does; the last window may hold fewer.
 std::vector<HalfRange> windows_of(HalfRange span, const Window& window);

@@ -10,6 +10,7 @@ namespace coppice {
 /// go to stdout, progress and messages to stderr. Throws the program's errors; main makes them exit
 /// codes.
 int run_command(const std::vector<std::string>& arguments, const std::string& command_line);
+int sweep_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int plan_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int retrain_command(const std::vector<std::string>& arguments, const std::string& command_line);
 int eval_command(const std::vector<std::string>& arguments, const std::string& command_line);

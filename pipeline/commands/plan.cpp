@@ -27,29 +27,32 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   const std::optional<RunArguments> given = parse_run_arguments("plan", arguments, command_line);
   if (!given) return 0;
   const PruneRunOptions& options = given->options;
-  const Recipe& recipe = options.recipe;
+  const Recipe& shared = options.shared();
+  const PlannedJob job = options.job();
   const SourceModel model = open_model(options.model, options.architecture);
   TokenWindows no_tokens;  // only their number and length matter
-  no_tokens.seqlen = recipe.calibration.seqlen;
-  check_against_model(recipe, model.architecture, no_tokens);
+  no_tokens.seqlen = shared.calibration.seqlen;
+  for (const Recipe& recipe : job.recipes) {
+    check_against_model(recipe, model.architecture, no_tokens);
+  }
 
   Progress progress(options.verbosity);
-  Machine machine(recipe.resources, [&](const std::string& line) { progress.note(line); });
-  const std::unique_ptr<MaskSource> masks = open_masks(recipe.prune);
+  Machine machine(shared.resources, [&](const std::string& line) { progress.note(line); });
+  const std::unique_ptr<MaskSource> masks = open_masks(shared.prune);
   if (masks) masks->check(model.architecture);
-  const ModelSpans spans(model, no_tokens, recipe.reconstruct.window.blocks, masks.get());
+  const ModelSpans spans(model, no_tokens, blocks_per_span(job.recipes), masks.get());
   const fs::path here = fs::current_path();
   const OutputDirectory output(options.output.empty() ? here : options.output, model);
   const fs::path scratch = options.work.empty() ? here : options.work;
-  PlanInputs inputs = plan_inputs(model, recipe, spans, recipe.calibration.nsamples, machine,
-                                  output, scratch, all_work(model.architecture));
+  PlanInputs inputs = plan_inputs(model, job, spans, shared.calibration.nsamples, machine, output,
+                                  scratch, all_work(model.architecture, job));
   RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
-  measure_rates(model, recipe, machine, scratch, inputs);
+  measure_rates(model, machine, scratch, inputs);
   plan = plan_run(inputs);
   if (given->as_json) {
     fmt::print("{}\n", plan_json(plan, inputs).dump(2));
   } else {
-    fmt::print("{}{}", headline(model, recipe, machine.device()), plan_text(plan, inputs));
+    fmt::print("{}{}", headline(model, shared, machine.device()), plan_text(plan, inputs));
   }
   return 0;
 }

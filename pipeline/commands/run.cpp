@@ -3,7 +3,6 @@
 
 #include <cstdio>
 
-#include "configs/errors.h"  // ConfigError
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/outcome.h"
 #include "pipeline/commands/run_arguments.h"
@@ -92,9 +91,7 @@ int run_command(const std::vector<std::string>& arguments, const std::string& co
   const std::optional<RunArguments> given = parse_run_arguments("run", arguments, command_line);
   if (!given) return 0;
   const PruneRunOptions& options = given->options;
-  if (options.dataset.empty())
-    throw ConfigError("run: --dataset FILE is missing: calibration text");
-  if (options.output.empty()) throw ConfigError("run: --output-dir DIR is missing: where to write");
+  require_dataset_and_output("run", options);
   const RunResult result = prune_run(options);
   if (const std::optional<int> code =
           exit_code_unless_finished(result.outcome, options.output, options.resume_command)) {

@@ -1,4 +1,4 @@
-// The arguments that `run` and `plan` share.
+// The arguments that `run`, `sweep` and `plan` share.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@
 namespace coppice {
 
 struct RunArguments {
-  PruneRunOptions options;  // the recipe checked, the work directory resolved
+  PruneRunOptions options;  // the recipes checked, the work directory resolved
   bool as_json = false;
 };
 
@@ -19,5 +19,8 @@ struct RunArguments {
 std::optional<RunArguments> parse_run_arguments(const std::string& command,
                                                 const std::vector<std::string>& arguments,
                                                 const std::string& command_line);
+
+/// Throws ConfigError for the one that was left out.
+void require_dataset_and_output(const std::string& command, const PruneRunOptions& options);
 
 }  // namespace coppice

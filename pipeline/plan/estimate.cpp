@@ -4,8 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "pipeline/plan/stage_time.h"
+#include "pipeline/survey.h"
+#include "stages/held_out.h"
 #include "stages/propagation.h"
 #include "stages/reconstruct.h"
 #include "stages/stage_table.h"
@@ -22,24 +25,34 @@ constexpr double kAllocatorShare = 0.06;
 // Beside the heap: stacks, pieces of files being written.
 constexpr uint64_t kOtherMappedBytes = uint64_t{16} << 20;
 
-HalfRange span_of(const PlanInputs& in) { return {0, 2 * in.recipe.reconstruct.window.blocks}; }
+HalfRange span_of(const PlanInputs& in) { return {0, 2 * blocks_per_span(in.recipes)}; }
 
 /// Spans left to do; the last one may be a part of one.
 double spans_to_do(const PlanInputs& in) {
-  return double(in.blocks_to_do) / in.recipe.reconstruct.window.blocks;
+  return double(in.blocks_to_do) / blocks_per_span(in.recipes);
 }
 
-std::vector<HalfRange> windows_of_span(const PlanInputs& in) {
-  return windows_of(span_of(in), in.recipe.reconstruct.window);
+std::vector<HalfRange> windows_of_span(const PlanInputs& in, const Recipe& recipe) {
+  return windows_of(span_of(in), recipe.reconstruct.window);
 }
 
-std::vector<std::unique_ptr<Stage>> adapt_stages(const PlanInputs& in) {
-  return adapt_stages(in.recipe.prune, in.recipe.reconstruct);
+std::vector<std::unique_ptr<Stage>> adapt_stages(const PlanInputs& in, const Recipe& recipe) {
+  std::vector<std::unique_ptr<Stage>> stages = adapt_stages(recipe.prune, recipe.reconstruct);
+  if (in.is_judged) {
+    stages.push_back(std::make_unique<HeldOutForward>(recipe.reconstruct.validation_fraction));
+  }
+  return stages;
 }
 
 /// Null where no dense forward is wanted.
 std::unique_ptr<Stage> forward_stage(const PlanInputs& in, const RunSettings& settings) {
-  return forward_stage(in.recipe.prune, in.recipe.reconstruct, settings.convert);
+  std::vector<VariantOptions> options;
+  for (const Recipe& recipe : in.recipes) options.push_back({recipe.prune, recipe.reconstruct});
+  return forward_stage(options, settings.convert);
+}
+
+bool has_half_block_boundaries(const ReconstructOptions& options) {
+  return has_windows_inside_blocks(options.window) && options.propagation != Propagation::kSparse;
 }
 
 SpanShape shape_of(const PlanInputs& in, HalfRange halves) {
@@ -49,9 +62,11 @@ SpanShape shape_of(const PlanInputs& in, HalfRange halves) {
 /// Hidden states that the reconstruction of all windows of a span reads, undone.
 double adapt_reads(const PlanInputs& in) {
   double bytes = 0;
-  for (const HalfRange& window : windows_of_span(in)) {
-    for (const auto& stage : adapt_stages(in)) {
-      bytes += stage->cost(shape_of(in, window)).bytes_moved;
+  for (const Recipe& recipe : in.recipes) {
+    for (const HalfRange& window : windows_of_span(in, recipe)) {
+      for (const auto& stage : adapt_stages(in, recipe)) {
+        bytes += stage->cost(shape_of(in, window)).bytes_moved;
+      }
     }
   }
   return bytes;
@@ -60,8 +75,9 @@ double adapt_reads(const PlanInputs& in) {
 /// Of what the reconstruction of a block reads, what the dense attention half makes: the targets of
 /// the attention half and, unless the pruned prefix makes them, the inputs of the MLP half. A
 /// matrix of the MLP half reads them for its inputs, or for its targets.
-double recomputed_reads(const PlanInputs& in) {
-  const ReconstructOptions& options = in.recipe.reconstruct;
+double recomputed_reads(const PlanInputs& in, const Recipe& recipe) {
+  const ReconstructOptions& options = recipe.reconstruct;
+  if (!has_half_block_boundaries(options)) return 0;
   const auto share = [&](HalfRange window) {
     const bool is_mlp = half_of(window.first) == Half::kMlp;
     if (options.window.kind != WindowKind::kMatrix) {
@@ -70,7 +86,7 @@ double recomputed_reads(const PlanInputs& in) {
     return !is_mlp ? 0.0 : propagates(options) ? 0.5 : 1.0;
   };
   double bytes = 0;
-  for (const HalfRange& window : windows_of_span(in)) {
+  for (const HalfRange& window : windows_of_span(in, recipe)) {
     bytes += share(window) * Reconstruct(options).cost(shape_of(in, window)).bytes_moved;
   }
   return bytes;
@@ -79,7 +95,10 @@ double recomputed_reads(const PlanInputs& in) {
 /// Of a block (a span of one) whose targets are made again for every read: the dense attention
 /// half, forward.
 Cost recompute_cost(const PlanInputs& in) {
-  const double reads = recomputed_reads(in) / double(window_bytes(in));  // windows
+  double reads = 0;  // windows
+  for (const Recipe& recipe : in.recipes) {
+    reads += recomputed_reads(in, recipe) / double(window_bytes(in));
+  }
   Cost cost = Calibrate({}).cost(shape_of(in, {0, 1}));
   const double passes = reads / double(std::max<int64_t>(1, in.windows));
   cost.product_flop *= passes;
@@ -97,11 +116,13 @@ double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
   double held = forward.bytes_held, kept = forward.bytes_kept;
   // The dense attention half that targets are made with lies beside what is reconstructed.
   const double recomputing = settings.recompute_targets ? recompute_cost(in).bytes_held : 0;
-  for (const HalfRange& window : windows_of_span(in)) {
-    for (const auto& stage : adapt_stages(in)) {
-      const Cost cost = stage->cost(shape_of(in, window));
-      held = std::max(held, cost.bytes_held + recomputing);
-      kept = std::max(kept, cost.bytes_kept);  // statistics of the window at work
+  for (const Recipe& recipe : in.recipes) {
+    for (const HalfRange& window : windows_of_span(in, recipe)) {
+      for (const auto& stage : adapt_stages(in, recipe)) {
+        const Cost cost = stage->cost(shape_of(in, window));
+        held = std::max(held, cost.bytes_held + recomputing);
+        kept = std::max(kept, cost.bytes_kept);  // statistics of the window at work
+      }
     }
   }
   return held + kept;
@@ -127,14 +148,28 @@ uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
 }
 
 uint64_t staging_bytes(const PlanInputs& in) {
-  return uint64_t(in.recipe.resources.num_slabs) * in.recipe.resources.slab_bytes;
+  return uint64_t(in.resources().num_slabs) * in.resources().slab_bytes;
+}
+
+/// What the adaptation of a span writes to: a part for each recipe that is written, one for all
+/// others.
+uint64_t adapted_bytes(const PlanInputs& in) {
+  return in.image_bytes * uint64_t(std::max(1, in.num_written));
+}
+
+/// Of every recipe's model and of the dense one; of one of them beside it, in fp32, as it is saved.
+uint64_t held_out_bytes(const PlanInputs& in) {
+  const double share = in.recipes.front().reconstruct.validation_fraction;
+  const uint64_t windows = uint64_t(num_held_out(share, int(in.windows)));
+  const uint64_t models = in.recipes.size() + 1;
+  return windows * window_bytes(in) * (models + 2 * in.recipes.size());
 }
 
 uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
   // Of hidden states: what is read, before it is decoded.
   const uint64_t stored = 2 * window_bytes(in) * uint64_t(settings.windows_ahead);
   return (in.is_host ? uint64_t(settings.slots) * in.slot_bytes : staging_bytes(in)) +
-         uint64_t(settings.outputs) * in.image_bytes + stored + kOtherMappedBytes;
+         uint64_t(settings.outputs) * adapted_bytes(in) + stored + kOtherMappedBytes;
 }
 
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {
@@ -148,10 +183,11 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
     items.push_back({"staging buffers", staging_bytes(in)});
   }
   items.push_back({fmt::format("shards to be written ({})", settings.outputs),
-                   uint64_t(settings.outputs) * in.image_bytes});
+                   uint64_t(settings.outputs) * adapted_bytes(in)});
   if (in.mask_bytes > 0) {  // being made, and of every shard on its way
     items.push_back({"bitmasks", uint64_t(2 + settings.outputs) * in.mask_bytes});
   }
+  if (in.is_judged) items.push_back({"held-out windows of every recipe", held_out_bytes(in)});
   items.push_back({"hidden states on their way", in_flight_bytes(in, settings)});
   if (const uint64_t kept = kept_bytes(in, settings)) {
     items.push_back({"hidden states kept in memory", kept});
@@ -243,13 +279,44 @@ Traffic disk_traffic(const PlanInputs& in, const RunSettings& settings) {
   return traffic;
 }
 
+/// To the stage of that name, which another recipe may have named before.
+void add_to(std::vector<PlannedStage>& stages, PlannedStage more) {
+  const auto same = std::find_if(stages.begin(), stages.end(), [&](const PlannedStage& stage) {
+    return stage.name == more.name;
+  });
+  if (same == stages.end()) return stages.push_back(std::move(more));
+  same->cost += more.cost;
+  same->seconds += more.seconds;
+}
+
+/// Before the run: the dense forward once more, and on a few blocks every rate that is tried.
+void add_survey(const PlanInputs& in, std::vector<PlannedStage>& stages) {
+  if (std::none_of(in.recipes.begin(), in.recipes.end(), is_open)) return;
+  PlannedStage survey = over_spans(in, Calibrate({.statistics = Calibrate::Statistics::kSquares}),
+                                   windows_of(span_of(in), {WindowKind::kNone}));
+  const double blocks = double(trial_blocks(int(in.architecture.num_blocks)).size());
+  const double share = std::min(1.0, blocks / std::max(1.0, spans_to_do(in)));
+  for (const Recipe& recipe : in.recipes) {
+    if (recipe.reconstruct.lr > 0) continue;
+    for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
+      const PlannedStage run = over_spans(in, *stage, windows_of_span(in, recipe));
+      survey.seconds += share * double(tried_rates().size()) * run.seconds;
+    }
+  }
+  survey.name = "survey";
+  stages.push_back(std::move(survey));
+}
+
 void add_times(const PlanInputs& in, RunPlan& plan) {
   if (const auto forward = forward_stage(in, plan.settings)) {
     plan.stages.push_back(over_spans(in, *forward, windows_of(span_of(in), {WindowKind::kNone})));
   }
-  for (const auto& stage : adapt_stages(in)) {
-    plan.stages.push_back(over_spans(in, *stage, windows_of_span(in)));
+  for (const Recipe& recipe : in.recipes) {
+    for (const auto& stage : adapt_stages(in, recipe)) {
+      add_to(plan.stages, over_spans(in, *stage, windows_of_span(in, recipe)));
+    }
   }
+  add_survey(in, plan.stages);
   if (plan.settings.recompute_targets) {
     const Cost cost = recompute_cost(in);
     plan.stages.push_back(
@@ -296,19 +363,27 @@ uint64_t window_bytes(const PlanInputs& in) {
 }
 
 bool has_half_block_boundaries(const PlanInputs& in) {
-  return has_windows_inside_blocks(in.recipe.reconstruct.window) &&
-         in.recipe.reconstruct.propagation != Propagation::kSparse;
+  return std::any_of(in.recipes.begin(), in.recipes.end(), [](const Recipe& recipe) {
+    return has_half_block_boundaries(recipe.reconstruct);
+  });
 }
 
 int num_streams(const PlanInputs& in) {
-  const bool has_dense = forward_stage(in.recipe.prune, in.recipe.reconstruct) != nullptr;
-  return int(has_dense) + int(propagates(in.recipe.reconstruct));
+  const bool has_dense = forward_stage(in, {}) != nullptr;
+  return int(has_dense) + int(propagates(in.recipes.front().reconstruct));
 }
 
+// Only one recipe propagates at a time.
 int streams_inside(const PlanInputs& in, bool recompute_targets) {
-  const bool has_propagated =
-      propagates(in.recipe.reconstruct) && in.recipe.reconstruct.window.kind != WindowKind::kBlock;
+  const ReconstructOptions& options = in.recipes.front().reconstruct;
+  const bool has_propagated = propagates(options) && options.window.kind != WindowKind::kBlock;
   return int(has_half_block_boundaries(in) && !recompute_targets) + int(has_propagated);
+}
+
+int blocks_per_span(const std::vector<Recipe>& recipes) {
+  int blocks = 1;
+  for (const Recipe& recipe : recipes) blocks = std::lcm(blocks, recipe.reconstruct.window.blocks);
+  return blocks;
 }
 
 uint64_t PlannedResource::bytes() const {

@@ -111,19 +111,24 @@ RamLimit ram_limit(const ResourceOptions& resources, uint64_t process_bytes) {
           "nine tenths of what is available"};
 }
 
-WorkLeft all_work(const Architecture& architecture) {
+WorkLeft all_work(const Architecture& architecture, const PlannedJob& job) {
   WorkLeft left;
+  left.outer_copies = job.num_written;
   left.blocks.resize(size_t(architecture.num_blocks));
   std::iota(left.blocks.begin(), left.blocks.end(), 0);
   return left;
 }
 
-PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const ModelSpans& spans,
+PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const ModelSpans& spans,
                        int64_t windows, const Machine& machine, const OutputDirectory& output,
                        const fs::path& scratch, const WorkLeft& left) {
   const Architecture& architecture = model.architecture;
   const Device& device = machine.device();
-  PlanInputs inputs{architecture, recipe};
+  const Recipe& recipe = job.recipes.front();
+  const auto copies = uint64_t(job.num_written);
+  PlanInputs inputs{architecture, job.recipes};
+  inputs.num_written = job.num_written;
+  inputs.is_judged = job.is_judged;
   inputs.windows = windows;
   inputs.seqlen = recipe.calibration.seqlen;
   inputs.compute_bytes =
@@ -132,12 +137,12 @@ PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const Mod
   inputs.slot_bytes = spans.slot_bytes();
   inputs.image_bytes = output.largest_image_bytes(spans.blocks_per_span());
   inputs.block_read_bytes = blocks_read_bytes(spans, left);
-  inputs.outer_bytes = left.has_outer ? outer_bytes(model) : 0;
+  inputs.outer_bytes = uint64_t(left.outer_copies) * outer_bytes(model);
   inputs.output_bytes =
-      inputs.outer_bytes + uint64_t(left.blocks.size()) * output.largest_image_bytes();
+      inputs.outer_bytes + copies * left.blocks.size() * output.largest_image_bytes();
   if (recipe.prune.export_masks) {
-    inputs.mask_bytes = bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
-    inputs.output_bytes += uint64_t(left.blocks.size()) * bitmask_bytes(architecture);
+    inputs.mask_bytes = copies * bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
+    inputs.output_bytes += copies * left.blocks.size() * bitmask_bytes(architecture);
   }
   set_ram_limit(recipe.resources, inputs);
   set_device_limit(recipe.resources, device, inputs);
@@ -145,9 +150,14 @@ PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const Mod
   return inputs;
 }
 
-void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& machine,
-                   const fs::path& scratch, PlanInputs& inputs) {
-  if (!recipe.resources.probe) return;
+void measure_rates(const SourceModel& model, Machine& machine, const fs::path& scratch,
+                   PlanInputs& inputs) {
+  if (!inputs.resources().probe) return;
+  const auto reconstructs = std::find_if(
+      inputs.recipes.begin(), inputs.recipes.end(),
+      [](const Recipe& recipe) { return recipe.reconstruct.window.kind != WindowKind::kNone; });
+  const Recipe& recipe =
+      reconstructs == inputs.recipes.end() ? inputs.recipes.front() : *reconstructs;
   const Architecture& architecture = model.architecture;
   // A rehearsal holds a part of what the run holds; half of the room would refuse the narrow ones.
   const uint64_t left = inputs.ram_limit - std::min(inputs.ram_limit, inputs.process_bytes);

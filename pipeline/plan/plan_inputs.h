@@ -13,7 +13,7 @@ namespace coppice {
 /// What of a run is left to do.
 struct WorkLeft {
   std::vector<int> blocks;     // in order
-  bool has_outer = true;       // embedding, head and the rest are still to be copied
+  int outer_copies = 1;        // of embedding, head and the rest, still to be made
   uint64_t scratch_bytes = 0;  // hidden states that lie in the scratch directory already
 };
 
@@ -25,18 +25,26 @@ struct RamLimit {
 };
 RamLimit ram_limit(const ResourceOptions& resources, uint64_t process_bytes);
 
+/// What is made in one go.
+struct PlannedJob {
+  std::vector<Recipe> recipes;  // at least one
+  int num_written = 1;          // of whose models checkpoints are written: all, or none
+  bool is_judged = false;
+};
+
 /// All of it.
-WorkLeft all_work(const Architecture& architecture);
+WorkLeft all_work(const Architecture& architecture, const PlannedJob& job);
 
 /// Everything but rates. `output` and `scratch` need not exist: the nearest directory above counts.
 /// Throws IoError.
-PlanInputs plan_inputs(const SourceModel& model, const Recipe& recipe, const ModelSpans& spans,
+PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const ModelSpans& spans,
                        int64_t windows, const Machine& machine, const OutputDirectory& output,
                        const std::filesystem::path& scratch, const WorkLeft& left);
 
 /// Measures the machine for `inputs.rates`: up to ten seconds, 64 MiB written to the scratch
-/// directory and removed. Nothing where `recipe.resources.probe` is off.
-void measure_rates(const SourceModel& model, const Recipe& recipe, Machine& machine,
-                   const std::filesystem::path& scratch, PlanInputs& inputs);
+/// directory and removed; of several recipes one is rehearsed. Nothing where `resources.probe` is
+/// off.
+void measure_rates(const SourceModel& model, Machine& machine, const std::filesystem::path& scratch,
+                   PlanInputs& inputs);
 
 }  // namespace coppice

@@ -33,7 +33,7 @@ std::string tier_of(int64_t in_ram, int64_t windows) {
 
 std::string settings_lines(const RunPlan& plan, const PlanInputs& inputs) {
   const RunSettings& s = plan.settings;
-  const ResourceOptions& resources = inputs.recipe.resources;
+  const ResourceOptions& resources = inputs.resources();
   std::string text = fmt::format(
       "blocks in memory           {}, read through {} staging buffers of {}; shards in memory {}\n"
       "hidden states              {} windows read ahead, {} behind; between blocks on disk{}\n",
@@ -109,8 +109,8 @@ json plan_json(const RunPlan& plan, const PlanInputs& inputs) {
           {"settings",
            {{"slots", s.slots},
             {"outputs", s.outputs},
-            {"slab_bytes", inputs.recipe.resources.slab_bytes},
-            {"num_slabs", inputs.recipe.resources.num_slabs},
+            {"slab_bytes", inputs.resources().slab_bytes},
+            {"num_slabs", inputs.resources().num_slabs},
             {"windows_ahead", s.windows_ahead},
             {"windows_behind", s.windows_behind},
             {"convert", s.convert == Calibrate::Convert::kAhead ? "ahead" : "on use"},

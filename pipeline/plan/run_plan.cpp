@@ -31,8 +31,8 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
                         tight.name);
     const auto with_window = [&](WindowKind kind, const char* flag) {
       PlanInputs changed = in;
-      const auto blocks = uint64_t(in.recipe.reconstruct.window.blocks);
-      changed.recipe.reconstruct.window = {kind};
+      const auto blocks = uint64_t(blocks_per_span(in.recipes));
+      changed.recipes.front().reconstruct.window = {kind};
       changed.slot_bytes /= blocks;
       changed.image_bytes /= blocks;
       changed.mask_bytes /= blocks;
@@ -42,15 +42,16 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
         text += fmt::format("; with {} into {}", flag, human_bytes(double(bytes)));
       }
     };
-    const Window& window = in.recipe.reconstruct.window;
-    if (window.blocks > 1) with_window(WindowKind::kBlock, "--window block");
-    if (window.kind == WindowKind::kBlock) {
+    const Window& window = in.recipes.front().reconstruct.window;
+    const bool is_one = in.recipes.size() == 1;
+    if (is_one && window.blocks > 1) with_window(WindowKind::kBlock, "--window block");
+    if (is_one && window.kind == WindowKind::kBlock) {
       with_window(WindowKind::kHalfBlock, "--window half-block");
     }
-    if (window.kind != WindowKind::kNone) {
+    if (is_one && window.kind != WindowKind::kNone) {
       with_window(WindowKind::kNone, "--window none");
     }
-    text += ".";
+    text += is_one ? "." : "; fewer recipes, or smaller windows, take less.";
   }
   if (!smallest.scratch.fits() || !smallest.output.fits()) {
     text += "\n  Make room, choose another --work-dir or --output-dir, or fewer --nsamples.";
@@ -70,7 +71,7 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
 RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets) {
   RunSettings settings;
   settings.recompute_targets = recompute_targets;
-  settings.slots = std::max(1, in.recipe.resources.prefetch_blocks);
+  settings.slots = std::max(1, in.resources().prefetch_blocks);
   settings.outputs = 1;
   settings.windows_ahead = settings.windows_behind = 1;
   settings.convert = Calibrate::Convert::kOnUse;
@@ -122,7 +123,7 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   };
   // The best first: a read beside the compute, the codec beside both, no weight converted twice, a
   // shard that waits for the disk beside the next one.
-  if (in.recipe.resources.prefetch_blocks == 0) {
+  if (in.resources().prefetch_blocks == 0) {
     improve([](RunSettings& s) { s.slots = 2; });
   }
   improve([](RunSettings& s) { s.windows_ahead = s.windows_behind = 2; });
@@ -130,7 +131,7 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   improve([](RunSettings& s) { s.windows_ahead = s.windows_behind = 4; });
   // A second shard in memory pays where writing one takes longer than the next block's forward.
   const bool has_forward = plan.stages.front().name == "calibrate";
-  const double spans = double(std::max(1, in.blocks_to_do)) / in.recipe.reconstruct.window.blocks;
+  const double spans = double(std::max(1, in.blocks_to_do)) / blocks_per_span(in.recipes);
   const double forward = has_forward ? plan.stages.front().seconds / spans : 0;
   const double write =
       in.rates.written_bytes > 0 ? double(in.image_bytes) / in.rates.written_bytes : 0;
@@ -153,7 +154,7 @@ std::string complaint_about(const PlannedResource& resource) {
 }
 
 RunPlan plan_run(const PlanInputs& in) {
-  const std::string& wanted = in.recipe.resources.half_block_targets;
+  const std::string& wanted = in.resources().half_block_targets;
   std::optional<RunPlan> cached, recomputed;
   if (wanted != "recomputed" || !has_half_block_boundaries(in)) cached = best_plan(in, false);
   if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true);

@@ -70,7 +70,7 @@ struct RunPlan {
 /// The facts a plan is made of: headers, recipe, machine.
 struct PlanInputs {
   Architecture architecture;
-  Recipe recipe;
+  std::vector<Recipe> recipes;  // at least one; they share calibration, resources, dense forward
   int64_t windows = 0;
   int64_t seqlen = 0;
   int64_t compute_bytes = 4;  // of an element
@@ -79,7 +79,7 @@ struct PlanInputs {
 
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
-  uint64_t image_bytes = 0;       // of the shards of a span
+  uint64_t image_bytes = 0;       // of the shards of a span, of one recipe
   uint64_t mask_bytes = 0;        // of its bitmasks, where they are exported
   uint64_t block_read_bytes = 0;  // of all blocks to do, as the read plan has them
   uint64_t outer_bytes = 0;       // embedding, head, norm: copied and read by rows
@@ -91,7 +91,15 @@ struct PlanInputs {
               output_limit_name = {};
   bool is_ram_limit_given = false;  // by a budget: then hidden states fill what is left of it
   Rates rates = {};
+
+  int num_written = 1;     // recipes whose shards are written
+  bool is_judged = false;  // the held-out windows flow through every recipe's model
+
+  const ResourceOptions& resources() const { return recipes.front().resources; }
 };
+
+/// Blocks that travel together, so that the windows of every recipe begin and end with them.
+int blocks_per_span(const std::vector<Recipe>& recipes);
 
 /// The fastest settings that fit. Pure function. Throws BudgetError, with every item of what does
 /// not fit and what would, if not even the smallest do.

@@ -49,6 +49,9 @@ Recipe unusual_recipe() {
            {"prune.sparsity", "0.30000000000000004"},
            {"prune.block_sparsities", "0.25,0.30000000000000004"},
            {"prune.sparsity_map", "re:.*\\.[0-9]{1,,2}\\.mlp=0.1,a=b=0.75"},
+           {"prune.allocation", "owl"},
+           {"prune.owl_m", "7"},
+           {"prune.owl_lambda", "0.15"},
            {"prune.sparsity_type", "3:8"},
            {"prune.comparison", "matrix"},
            {"prune.targets", "re:.*\\.[0-9]{1,,2}\\.mlp,it's \"odd\": # &x,null"},
@@ -439,6 +442,38 @@ TEST(Recipe, SparsitiesOfTheirOwnAreLists) {
   Recipe pattern = recipe_of("prune: {sparsity_type: 2:4, sparsity_map: [q_proj=0.4]}\n");
   EXPECT_THAT([&] { check_recipe(pattern, {}); },
               ThrowsMessage<ConfigError>(HasSubstr("prune.sparsity_map: sparsity_type 2:4")));
+}
+
+TEST(Recipe, OwlDecidesTheSparsitiesOfBlocksAlone) {
+  Recipe fine = recipe_of("prune: {allocation: owl, sparsity_map: [q_proj=0]}\n");
+  EXPECT_NO_THROW(check_recipe(fine, {}));
+  for (const auto& [text, word] : std::vector<std::pair<std::string, std::string>>{
+           {"prune: {allocation: owl, block_sparsities: [0.5]}", "leave them out"},
+           {"prune: {allocation: owl, sparsity_type: 2:4}", "sparsity_type 2:4"},
+           {"prune: {allocation: owl, masks: there}", "masks that are given"},
+           {"prune: {allocation: owl, sparsity: 0.1}", "smaller prune.owl_lambda"},
+           {"prune: {allocation: owl, sparsity: 0.9}", "smaller prune.owl_lambda"},
+           {"prune: {allocation: owl}\nreconstruct: {propagation: mixed}", "propagation dense"},
+       }) {
+    Recipe recipe = recipe_of(text + "\n");
+    EXPECT_THAT([&] { check_recipe(recipe, {}); }, ThrowsMessage<ConfigError>(HasSubstr(word)))
+        << text;
+  }
+}
+
+TEST(Recipe, ARateIsFoundOnlyWhereOneIsUsed) {
+  Recipe fine = recipe_of("reconstruct: {lr: auto}\n");
+  EXPECT_NO_THROW(check_recipe(fine, {}));
+  EXPECT_EQ(fine.reconstruct.lr, 0);
+  for (const auto& [text, word] : std::vector<std::pair<std::string, std::string>>{
+           {"{lr: auto, window: none}", "nothing is trained"},
+           {"{lr: auto, solver: least_squares}", "nothing is trained"},
+           {"{lr: auto, propagation: sparse}", "propagation dense"},
+       }) {
+    Recipe recipe = recipe_of("reconstruct: " + text + "\n");
+    EXPECT_THAT([&] { check_recipe(recipe, {}); }, ThrowsMessage<ConfigError>(HasSubstr(word)))
+        << text;
+  }
 }
 
 TEST(Recipe, EveryRecipeThatComesAlongPassesTheCheck) {

@@ -14,8 +14,9 @@ using ::testing::HasSubstr;
 
 class RunStateTest : public ::testing::Test {
  protected:
+  RunStateTest() { std::filesystem::create_directories(dir_ / "out"); }
   RunState open(Resume resume, const Fingerprint& fingerprint = {{"recipe.lr", "0.1"}}) {
-    return RunState(dir_ / "work", dir_ / "out", fingerprint, resume, "coppice run --resume");
+    return RunState(dir_ / "work", {dir_ / "out"}, fingerprint, resume, "coppice run --resume");
   }
   template <typename Action>
   std::string refusal(Action action) {
@@ -34,32 +35,70 @@ TEST_F(RunStateTest, RemembersWhatWasRecorded) {
   {
     RunState state = open(Resume::kNo);
     EXPECT_FALSE(state.is_resumed());
-    state.record_outer(write_file(dir_ / "out/outer", "abc"));
+    state.record_outer(0, write_file(dir_ / "out/outer", "abc"));
     state.record_boundary({Stream::kDense, 4}, write_file(dir_ / "work/dense.4.h5", "x"));
-    state.record_block(1, {write_file(dir_ / "out/shard", "def")}, {{"block", 1}});
+    state.record_block(0, 1, {write_file(dir_ / "out/shard", "def")}, {{"block", 1}});
   }
   RunState state = open(Resume::kYes);
   EXPECT_TRUE(state.is_resumed());
-  EXPECT_TRUE(state.has_outer());
+  EXPECT_TRUE(state.has_outer(0));
   EXPECT_TRUE(state.has_boundary({Stream::kDense, 4}));
   EXPECT_FALSE(state.has_boundary({Stream::kPropagated, 4}));
-  EXPECT_TRUE(state.has_block(1));
-  EXPECT_FALSE(state.has_block(0));
-  EXPECT_EQ(state.block_reports().at(1).at("block"), 1);
+  EXPECT_TRUE(state.has_block(0, 1));
+  EXPECT_FALSE(state.has_block(0, 0));
+  EXPECT_EQ(state.block_reports(0).at(1).at("block"), 1);
   EXPECT_FALSE(state.is_finished());
 }
 
 TEST_F(RunStateTest, RecordWithoutItsFileDoesNotCount) {
   {
     RunState state = open(Resume::kNo);
-    state.record_block(0, {write_file(dir_ / "out/lost", "abc")}, {{"block", 0}});
-    state.record_block(1, {write_file(dir_ / "out/cut", "abc")}, {{"block", 1}});
+    state.record_block(0, 0, {write_file(dir_ / "out/lost", "abc")}, {{"block", 0}});
+    state.record_block(0, 1, {write_file(dir_ / "out/cut", "abc")}, {{"block", 1}});
   }
   std::filesystem::remove(dir_ / "out/lost");
   std::filesystem::resize_file(dir_ / "out/cut", 1);
   RunState state = open(Resume::kYes);
-  EXPECT_FALSE(state.has_block(0));
-  EXPECT_FALSE(state.has_block(1));
+  EXPECT_FALSE(state.has_block(0, 0));
+  EXPECT_FALSE(state.has_block(0, 1));
+}
+
+TEST_F(RunStateTest, RecipesOfASweepHaveRecordsOfTheirOwn) {
+  const auto sweep = [&](Resume resume) {
+    return RunState(dir_ / "work", {dir_ / "a", dir_ / "b"}, {{"recipes", "2"}}, resume, "resume");
+  };
+  {
+    RunState state = sweep(Resume::kNo);
+    std::filesystem::create_directories(dir_ / "b");
+    state.record_outer(1, write_file(dir_ / "b/outer", "abc"));
+    state.record_block(1, 0, {write_file(dir_ / "b/shard", "def")}, {{"block", 0}});
+    state.record_block(0, 2, {}, {{"block", 2}});  // nothing is written of this one
+  }
+  const RunState state = sweep(Resume::kYes);
+  EXPECT_FALSE(state.has_outer(0));
+  EXPECT_TRUE(state.has_outer(1));
+  EXPECT_FALSE(state.has_block(0, 0));
+  EXPECT_TRUE(state.has_block(1, 0));
+  EXPECT_TRUE(state.has_block(0, 2));
+  EXPECT_EQ(state.block_reports(0).size(), 1);
+}
+
+TEST_F(RunStateTest, WhatWasFoundAndJudgedIsReadBackToTheSameBits) {
+  const nlohmann::json found = {{"trials", {{{"lr", 1e-3}, {"log_error", -0.1 - 0.2}}}}};
+  {
+    RunState state = open(Resume::kNo);
+    EXPECT_TRUE(state.judged().is_null());
+    state.record_survey(4, found);
+    state.record_held_out(6, write_file(dir_ / "work/held_out.6.safetensors", "abc"));
+    state.record_held_out(8, write_file(dir_ / "work/held_out.8.safetensors", "abc"));
+    state.record_judged({{"losses", {1.0 / 3}}});
+  }
+  std::filesystem::remove(dir_ / "work/held_out.6.safetensors");
+  const RunState state = open(Resume::kYes);
+  EXPECT_EQ(state.surveys().at(4), found);
+  EXPECT_FALSE(state.has_held_out(6));
+  EXPECT_TRUE(state.has_held_out(8));
+  EXPECT_EQ(state.judged().at("losses").at(0), 1.0 / 3);
 }
 
 TEST_F(RunStateTest, EarlierRunIsRefusedWithTheCommandThatContinues) {

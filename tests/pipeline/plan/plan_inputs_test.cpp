@@ -26,10 +26,10 @@ class PlanInputsTest : public ::testing::Test {
     model_.emplace(open_model(dir_.path(), {}));
   }
   PlanInputs inputs(const fs::path& scratch = "scratch", uint64_t held = 0) {
-    WorkLeft left = all_work(model_->architecture);
+    WorkLeft left = all_work(model_->architecture, {{recipe_}});
     left.scratch_bytes = held;
     const OutputDirectory output(dir_ / "out", *model_);
-    return plan_inputs(*model_, recipe_, ModelSpans(*model_, tokens_), 8, machine(), output,
+    return plan_inputs(*model_, {{recipe_}}, ModelSpans(*model_, tokens_), 8, machine(), output,
                        scratch.is_absolute() ? scratch : dir_ / scratch, left);
   }
   Machine& machine() {
@@ -92,7 +92,7 @@ TEST_F(PlanInputsTest, TheProbeFillsEveryRateAndLeavesNothingOnTheDisk) {
   PlanInputs in = inputs();
   in.seqlen = 32;
   fs::create_directories(dir_ / "scratch");
-  measure_rates(*model_, recipe_, machine(), dir_ / "scratch", in);
+  measure_rates(*model_, machine(), dir_ / "scratch", in);
   const Rates& rates = in.rates;
   EXPECT_TRUE(rates.known());
   for (const double rate :
@@ -108,7 +108,7 @@ TEST_F(PlanInputsTest, TheProbeFillsEveryRateAndLeavesNothingOnTheDisk) {
 TEST_F(PlanInputsTest, WithoutTheProbeNothingIsKnownOfTime) {
   recipe_.resources.probe = false;
   PlanInputs in = inputs();
-  measure_rates(*model_, recipe_, machine(), dir_ / "scratch", in);
+  measure_rates(*model_, machine(), dir_ / "scratch", in);
   EXPECT_FALSE(in.rates.known());
 }
 

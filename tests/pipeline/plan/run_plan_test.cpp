@@ -32,7 +32,7 @@ Architecture large_llama() {
 class RunPlanTest : public ::testing::Test {
  protected:
   PlanInputs inputs() {
-    PlanInputs in{architecture_, recipe_};
+    PlanInputs in{architecture_, {recipe_}};
     in.windows = 64;
     in.seqlen = 512;
     in.blocks_to_do = 8;
@@ -152,7 +152,7 @@ TEST_F(RunPlanTest, HiddenStatesStayInMemoryWhereTheDiskWouldBeWaitedFor) {
   in.rates = rates();
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 0);
   in.rates.read_bytes = in.rates.written_bytes = 1e6;
-  in.recipe.resources.half_block_targets = "cached";
+  in.recipes.front().resources.half_block_targets = "cached";
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, 64);
 }
 
@@ -180,11 +180,11 @@ TEST_F(RunPlanTest, RefusalListsItemsAndWhatWouldFit) {
 
 TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
   PlanInputs in = inputs();
-  in.recipe.reconstruct.window = {WindowKind::kBlock};
+  in.recipes.front().reconstruct.window = {WindowKind::kBlock};
   const uint64_t block = smallest_budget(in);
-  in.recipe.reconstruct.window = {WindowKind::kHalfBlock};
+  in.recipes.front().reconstruct.window = {WindowKind::kHalfBlock};
   const uint64_t half = smallest_budget(in);
-  in.recipe.reconstruct.window = {WindowKind::kNone};
+  in.recipes.front().reconstruct.window = {WindowKind::kNone};
   const uint64_t none = smallest_budget(in);
   EXPECT_LT(none, half);
   EXPECT_LT(half, block);
@@ -230,7 +230,7 @@ TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
 
 TEST_F(RunPlanTest, TargetsThatTheDiskHasNoRoomForStayInMemory) {
   PlanInputs in = inputs();
-  in.recipe.resources.half_block_targets = "cached";
+  in.recipes.front().resources.half_block_targets = "cached";
   in.scratch_limit = plan_run(in).scratch.bytes() - kMiB;
   EXPECT_EQ(plan_run(in).settings.targets_in_ram, in.windows);
 }

@@ -1,0 +1,55 @@
+// coppice sweep: several recipes in one dense pass.
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "pipeline/commands/command.h"
+#include "pipeline/commands/outcome.h"
+#include "pipeline/commands/run_arguments.h"
+#include "pipeline/telemetry/progress.h"  // human_seconds
+#include "pipeline/telemetry/sweep_table.h"
+
+namespace coppice {
+namespace {
+
+using nlohmann::json;
+
+void print_summary(const PruneRunOptions& options, const json& report) {
+  const json& totals = report.at("totals");
+  const std::filesystem::path best = options.output / report.at("best").get<std::string>();
+  fmt::print("\n{}\nDone: {} recipes in {}, {} at the peak{}\n  table      {}\n",
+             sweep_text(report), options.recipes.size(),
+             human_seconds(totals.at("wall_seconds").get<double>()),
+             human_bytes(totals.at("peak_rss_bytes").get<double>()),
+             totals.at("resumed").get<bool>() ? ", continued from an earlier one" : "",
+             (options.output / "sweep.csv").string());
+  if (options.sweep->writes_checkpoints) {
+    fmt::print("  best       {}\n  next       coppice eval {} --text FILE\n", best.string(),
+               best.string());
+  } else {
+    fmt::print("  best       coppice run --model {} --dataset {} --recipe {} --output-dir DIR\n",
+               options.model.string(), options.dataset.string(), (best / "recipe.yaml").string());
+  }
+}
+
+}  // namespace
+
+int sweep_command(const std::vector<std::string>& arguments, const std::string& command_line) {
+  const std::optional<RunArguments> given = parse_run_arguments("sweep", arguments, command_line);
+  if (!given) return 0;
+  const PruneRunOptions& options = given->options;
+  require_dataset_and_output("sweep", options);
+  const RunResult result = prune_run(options);
+  if (const std::optional<int> code =
+          exit_code_unless_finished(result.outcome, options.output, options.resume_command)) {
+    return *code;
+  }
+  if (given->as_json) {
+    fmt::print("{}\n", result.report.dump(2));
+  } else {
+    print_summary(options, result.report);
+  }
+  return 0;
+}
+
+}  // namespace coppice

@@ -1,0 +1,237 @@
+#include "pipeline/prune_pass.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "pipeline/resident_tensors.h"
+#include "stages/held_out.h"
+#include "stages/propagation.h"
+#include "stages/reconstruct.h"  // num_held_out
+
+namespace coppice {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+PrunePass::PrunePass(PassContext& context, std::vector<Recipe> recipes,
+                     const std::vector<RecipeOutput>& outputs, Judge judge)
+    : BlockPass(context, std::move(recipes)), outputs_(outputs), judges_(judge == Judge::kYes) {
+  keeps_last_boundary_ = judges_;
+}
+
+// ---- what is left to do -----------------------------------------------------------------------
+
+bool PrunePass::is_recorded(const ModelSpan& span) const {
+  const RunState& state = context_.state;
+  for (size_t recipe = 0; recipe < recipes_.size(); ++recipe) {
+    for (int block = span.first_block; block < span.last_block; ++block) {
+      if (!state.has_block(recipe, block)) return false;
+    }
+  }
+  // The end of the model is there until it is judged.
+  const bool is_last = span.last_block == context_.model.architecture.num_blocks;
+  const int end = 2 * span.last_block;
+  return !judges_ || !is_last || !state.judged().is_null() ||
+         (state.has_held_out(end) && state.has_boundary({Stream::kDense, end}));
+}
+
+// A recorded block whose hidden states are gone only hands on the dense ones; what an adapted
+// prefix hands on needs the adapted weights, which are made again, the same.
+bool PrunePass::is_to_adapt(const ModelSpan& span) const {
+  return span.kind == SpanKind::kBlock &&
+         (propagates(recipes_.front().reconstruct) || judges_ || !is_recorded(span));
+}
+
+bool PrunePass::can_start_at(const ModelSpan& span) const {
+  const int half = 2 * span.first_block;
+  return BlockPass::can_start_at(span) &&
+         (!judges_ || half == 0 || context_.state.has_held_out(half));
+}
+
+std::vector<ModelSpan> PrunePass::spans_behind() const {
+  if (!judges_ || !context_.state.judged().is_null()) return {};
+  if (context_.model.architecture.head.empty()) return {};
+  return context_.planner.head_spans(context_.planner.head_rows_per_span());
+}
+
+int PrunePass::num_steps(const ModelSpan& span) const {
+  return is_to_adapt(span) ? (span.last_block - span.first_block) * int(recipes_.size()) : 0;
+}
+
+// ---- the device's thread ------------------------------------------------------------------------
+
+// Recipes whose results are not written take turns in one part.
+std::span<std::byte> PrunePass::part_of(const GraphSpan& span, size_t recipe) const {
+  const OutputDirectory& directory = outputs_[recipe].directory;
+  const uint64_t bytes = directory.largest_image_bytes(context_.planner.blocks_per_span());
+  const size_t part = outputs_[recipe].is_written ? recipe : 0;
+  return span.output.subspan(part * bytes, bytes);
+}
+
+void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
+  const ModelSpan& what = work_of(span).span;
+  const OutputDirectory& directory = outputs_[recipe].directory;
+  for (int block = what.first_block; block < what.last_block; ++block) {
+    variant.places.merge(
+        directory.places(directory.part_of(part_of(span, recipe), what.first_block, block), block,
+                         context_.machine.device()));
+  }
+  if (!judges_ || what.first_block == 0) return;
+  if (held_out_.empty()) {  // an earlier process came this far
+    for (auto& [name, tensor] : read_tensors(held_out_path(2 * what.first_block))) {
+      held_out_.push_back(tensor.to(context_.machine.device().where()));
+    }
+  }
+  variant.held_out = held_out_[recipe];
+}
+
+void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
+  const ModelSpan& what = work_of(span).span;
+  const Device& device = context_.machine.device();
+  const OutputDirectory& directory = outputs_[recipe].directory;
+  if (judges_) {
+    const HeldOutForward forward(recipes_[recipe].reconstruct.validation_fraction);
+    WindowJob job{*work_of(span).job, work_of(span).job->halves, &variant};
+    run_stage(forward, job);
+    held_out_.resize(recipes_.size());
+    held_out_[recipe] = variant.held_out;
+  }
+  std::vector<Adapted> blocks;
+  for (int block = what.first_block; block < what.last_block; ++block) {
+    Adapted& adapted = blocks.emplace_back();
+    adapted.recipe = recipe;
+    adapted.block = block;
+    if (outputs_[recipe].is_written) {
+      const auto part = directory.part_of(part_of(span, recipe), what.first_block, block);
+      adapted.image = directory.assemble_block(part, block, span, variant, device);
+      adapted.masks = directory.assemble_masks(block, variant);
+    }
+    adapted.report = block_report(block, in_block(context_.model.architecture, block, ""), variant);
+  }
+  std::lock_guard lock(adapted_mutex_);
+  std::vector<Adapted>& all = adapted_[what.first_block];
+  std::move(blocks.begin(), blocks.end(), std::back_inserter(all));
+}
+
+void PrunePass::leave(GraphSpan& span, SpanJob& job) {
+  if (!judges_) return;
+  std::map<std::string, at::Tensor> tensors;
+  for (size_t recipe = 0; recipe < recipes_.size(); ++recipe) {  // by name in the order of recipes
+    tensors[fmt::format("{:06}", recipe)] = held_out_[recipe].to(at::kFloat);
+  }
+  const int half = job.halves.last;
+  const uint64_t bytes = recipes_.size() * tensors.begin()->second.nbytes();
+  FileRecord file;
+  context_.space.with_room(context_.work, bytes,
+                           [&] { file = write_tensors(held_out_path(half), tensors); });
+  context_.space.with_room(context_.work, 0, [&] { context_.state.record_held_out(half, file); });
+  const bool is_last = half == 2 * context_.model.architecture.num_blocks;
+  if (!is_last || !context_.model.architecture.head.empty()) return;
+  const at::Tensor dense = dense_held_out();
+  std::vector<double> errors;
+  for (const at::Tensor& hidden : held_out_) errors.push_back(hidden_error(hidden, dense));
+  record_judged("relative squared error of the last hidden states", 0, errors);
+}
+
+void PrunePass::behind(GraphSpan& span) {
+  const Architecture& architecture = context_.model.architecture;
+  const Device& device = context_.machine.device();
+  if (!loss_) {
+    if (held_out_.empty()) {
+      for (auto& [name, tensor] : read_tensors(held_out_path(2 * int(architecture.num_blocks)))) {
+        held_out_.push_back(tensor.to(device.where()));
+      }
+    }
+    held_out_.push_back(dense_held_out());
+    loss_ = std::make_unique<HeldOutLoss>(context_.tokens, first_held_out(), held_out_.size(),
+                                          device.where());
+  }
+  const auto tensor = [&](const std::string& name) {
+    return slot_tensor(span, context_.model, device, name).to(context_.compute);
+  };
+  const ModelSpan& what = work_of(span).span;
+  loss_->add(architecture, tensor(architecture.head), gather_final(architecture, tensor),
+             what.first, held_out_);
+  if (what.last < architecture.vocab) return;
+  std::vector<double> losses = loss_->losses();
+  const double dense = losses.back();
+  losses.pop_back();
+  record_judged("next-token loss", dense, losses);
+}
+
+int PrunePass::first_held_out() const {
+  const auto windows = int(context_.tokens.count());
+  return windows - num_held_out(recipes_.front().reconstruct.validation_fraction, windows);
+}
+
+at::Tensor PrunePass::dense_held_out() {
+  const int last = 2 * int(context_.model.architecture.num_blocks);
+  const auto source = boundaries_->source({Stream::kDense, last});
+  std::vector<int> windows(size_t(source->num_windows() - first_held_out()));
+  std::iota(windows.begin(), windows.end(), first_held_out());
+  source->announce(windows);
+  const MicroBatch batch = source->read(windows);
+  return batch.hidden.view({int64_t(windows.size()), batch.lengths.front(), batch.hidden.size(1)});
+}
+
+void PrunePass::record_judged(const char* metric, double dense, const std::vector<double>& losses) {
+  context_.space.with_room(context_.work, 0, [&] {
+    context_.state.record_judged({{"metric", metric}, {"dense", dense}, {"losses", losses}});
+  });
+}
+
+// ---- the store's thread -------------------------------------------------------------------------
+
+fs::path PrunePass::held_out_path(int half) const {
+  return context_.work / fmt::format("held_out.{}.safetensors", half);
+}
+
+std::vector<FileRecord> PrunePass::write_block(const Adapted& block, const std::string& span) {
+  const OutputDirectory& directory = outputs_[block.recipe].directory;
+  RunMeters& meters = context_.machine.meters();
+  std::vector<FileRecord> files;
+  context_.space.with_room(directory.path(), block.image.size() + block.masks.size(), [&] {
+    const Stopwatch busy(meters.writes);
+    const TraceSlice slice(context_.trace, Track::kShardWrites, span);
+    files = {directory.write_block(block.block, block.image)};
+    if (!block.masks.empty()) files.push_back(directory.write_masks(block.block, block.masks));
+  });
+  for (const FileRecord& file : files) meters.writes.add_bytes(file.bytes);
+  return files;
+}
+
+void PrunePass::write(GraphSpan& span) {
+  std::unique_lock lock(adapted_mutex_);
+  const auto found = adapted_.find(work_of(span).span.first_block);
+  if (found == adapted_.end()) return;  // recorded by an earlier process
+  std::vector<Adapted>& blocks = found->second;
+  lock.unlock();  // no other thread touches this span's any more
+  for (Adapted& block : blocks) {
+    if (!block.image.empty()) block.files = write_block(block, span.name);
+  }
+}
+
+void PrunePass::record(GraphSpan& span) {
+  const ModelSpan& what = work_of(span).span;
+  std::unique_lock lock(adapted_mutex_);
+  auto adapted = adapted_.extract(what.first_block);
+  lock.unlock();
+  if (adapted.empty()) return;
+  for (Adapted& block : adapted.mapped()) {
+    if (block.block == what.first_block) {
+      block.report.update(
+          waits_report(span.times, work_of(span).waited_for_activations, SpanTimes::Clock::now()));
+    }
+    context_.space.with_room(context_.work, 0, [&] {
+      context_.state.record_block(block.recipe, block.block, block.files, block.report);
+    });
+    const std::string& name = outputs_[block.recipe].name;
+    context_.progress.done((name.empty() ? "" : name + ": ") +
+                           block_line(block.report, int(context_.model.architecture.num_blocks)));
+  }
+  if (judges_) fs::remove(held_out_path(2 * what.first_block));
+}
+
+}  // namespace coppice

@@ -1,0 +1,77 @@
+#include "pipeline/survey.h"
+
+#include <cmath>
+#include <set>
+
+#include "stages/allocation.h"
+
+namespace coppice {
+namespace {
+
+using nlohmann::json;
+
+json close_rate(size_t index, const std::map<int, json>& surveys, Recipe& recipe) {
+  std::map<double, std::pair<double, int>> sums;  // by rate: Σ log error, spans
+  for (const auto& [block, found] : surveys) {
+    for (const json& trial : found.at("trials")) {
+      if (trial.at("recipe").get<size_t>() != index) continue;
+      auto& [sum, count] = sums[trial.at("lr").get<double>()];
+      sum += trial.at("log_error").get<double>();
+      ++count;
+    }
+  }
+  json rates = json::array();
+  double best = 0;
+  for (const auto& [lr, errors] : sums) {  // ascending: of equal ones the smaller stays
+    const double mean = errors.first / errors.second;
+    rates.push_back({{"lr", lr}, {"error", std::exp(mean)}});
+    if (recipe.reconstruct.lr > 0 && mean >= best) continue;
+    best = mean;
+    recipe.reconstruct.lr = lr;
+  }
+  return {{"tried", rates}, {"chosen", recipe.reconstruct.lr}};
+}
+
+json close_allocation(size_t index, const std::map<int, json>& surveys, Recipe& recipe) {
+  std::vector<double> ratios;
+  for (const auto& [block, found] : surveys) {
+    for (const json& ratio : found.at("outlier_ratios").at(index)) ratios.push_back(ratio);
+  }
+  recipe.prune.block_sparsities =
+      owl_sparsities(ratios, recipe.prune.sparsity, recipe.prune.owl_lambda);
+  return {{"outlier_ratios", ratios}, {"block_sparsities", recipe.prune.block_sparsities}};
+}
+
+}  // namespace
+
+bool wants_outliers(const Recipe& recipe) { return recipe.prune.allocation == Allocation::kOwl; }
+bool wants_rate(const Recipe& recipe) { return recipe.reconstruct.lr == 0; }
+
+bool is_open(const Recipe& recipe) { return wants_outliers(recipe) || wants_rate(recipe); }
+
+const std::vector<double>& tried_rates() {
+  static const std::vector<double> kRates = {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3};
+  return kRates;
+}
+
+std::vector<int> trial_blocks(int num_blocks) {
+  const std::set<int> blocks = {0, num_blocks / 2, num_blocks - 1};
+  return {blocks.begin(), blocks.end()};
+}
+
+std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
+                                          const std::map<int, json>& surveys) {
+  std::vector<SurveyedRecipe> closed;
+  for (size_t index = 0; index < recipes.size(); ++index) {
+    SurveyedRecipe& result = closed.emplace_back(SurveyedRecipe{recipes[index], {}});
+    if (wants_rate(recipes[index])) {
+      result.found["lr"] = close_rate(index, surveys, result.recipe);
+    }
+    if (wants_outliers(recipes[index])) {
+      result.found["allocation"] = close_allocation(index, surveys, result.recipe);
+    }
+  }
+  return closed;
+}
+
+}  // namespace coppice

@@ -1,0 +1,131 @@
+#include "pipeline/survey_pass.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "stages/allocation.h"
+#include "stages/calibrate.h"
+
+namespace coppice {
+namespace {
+
+using nlohmann::json;
+
+std::vector<SurveyPass::Trial> trials_of(const std::vector<Recipe>& recipes) {
+  std::vector<SurveyPass::Trial> trials;
+  for (size_t recipe = 0; recipe < recipes.size(); ++recipe) {
+    if (!wants_rate(recipes[recipe])) continue;
+    for (const double lr : tried_rates()) trials.push_back({recipe, lr});
+  }
+  return trials;
+}
+
+/// What the pass adapts, a recipe a trial; and, where outliers are counted, one that only makes the
+/// dense forward of trial blocks gather what they are counted with.
+std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
+  std::vector<Recipe> all;
+  for (const auto& [recipe, lr] : trials_of(recipes)) {
+    Recipe& trial = all.emplace_back(recipes[recipe]);
+    trial.reconstruct.lr = lr;
+    trial.prune.export_masks = false;
+  }
+  if (std::none_of(recipes.begin(), recipes.end(), wants_outliers)) return all;
+  Recipe& norms = all.emplace_back(recipes.front());
+  norms.prune.method = PruneMethod::kWanda;
+  norms.reconstruct.window = {WindowKind::kNone};
+  return all;
+}
+
+double mean_log_error(const std::vector<WindowReport>& windows) {
+  double sum = 0;
+  for (const WindowReport& window : windows) {
+    const bool is_known = window.validation_pruned > 0 && window.validation_reconstructed > 0;
+    if (is_known) sum += std::log(window.validation_reconstructed / window.validation_pruned);
+  }
+  return windows.empty() ? 0 : sum / double(windows.size());
+}
+
+}  // namespace
+
+SurveyPass::SurveyPass(PassContext& context, const std::vector<Recipe>& recipes,
+                       const OutputDirectory& layout)
+    : BlockPass(context, recipes_of(recipes)),
+      open_recipes_(recipes),
+      trials_(trials_of(recipes)),
+      layout_(layout) {
+  if (std::any_of(recipes.begin(), recipes.end(), wants_outliers)) {
+    outlier_statistics_ = std::make_unique<Calibrate>(Calibrate::Options{
+        .statistics = Calibrate::Statistics::kSquares, .convert = context.plan.settings.convert});
+  }
+}
+
+bool SurveyPass::has_trials(const ModelSpan& span) const {
+  if (trials_.empty()) return false;
+  const std::vector<int> blocks = trial_blocks(int(context_.model.architecture.num_blocks));
+  return std::any_of(blocks.begin(), blocks.end(), [&](int block) {
+    return span.first_block <= block && block < span.last_block;
+  });
+}
+
+bool SurveyPass::is_recorded(const ModelSpan& span) const {
+  return context_.state.surveys().contains(span.first_block);
+}
+
+bool SurveyPass::is_to_adapt(const ModelSpan& span) const {
+  return span.kind == SpanKind::kBlock && has_trials(span);
+}
+
+int SurveyPass::num_steps(const ModelSpan&) const { return 1; }
+
+const Stage* SurveyPass::dense_stage(const ModelSpan& span) const {
+  const Stage* trials = BlockPass::dense_stage(span);
+  return outlier_statistics_ && !has_trials(span) ? outlier_statistics_.get() : trials;
+}
+
+std::vector<Variant> SurveyPass::variants_of(GraphSpan& span) {
+  std::vector<Variant> variants = BlockPass::variants_of(span);
+  variants.resize(trials_.size());
+  return variants;
+}
+
+void SurveyPass::begin(GraphSpan& span, size_t, Variant& variant) {
+  const ModelSpan& what = work_of(span).span;
+  for (int block = what.first_block; block < what.last_block; ++block) {
+    variant.places.merge(layout_.places(layout_.part_of(span.output, what.first_block, block),
+                                        block, context_.machine.device()));
+  }
+}
+
+void SurveyPass::end(GraphSpan&, size_t recipe, Variant& variant) {
+  tried_.push_back({{"recipe", trials_[recipe].recipe},
+                    {"lr", trials_[recipe].lr},
+                    {"log_error", mean_log_error(variant.windows)}});
+}
+
+void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
+  json ratios = json::array();
+  for (const Recipe& recipe : open_recipes_) {
+    json of_recipe = json::array();
+    for (int block = job.halves.first_block(); block < job.halves.last_block(); ++block) {
+      if (wants_outliers(recipe)) of_recipe.push_back(outlier_ratio(job, block, recipe.prune));
+    }
+    ratios.push_back(of_recipe);
+  }
+  std::lock_guard lock(found_mutex_);
+  found_[work_of(span).span.first_block] = {{"outlier_ratios", ratios}, {"trials", tried_}};
+  tried_ = json::array();
+}
+
+void SurveyPass::record(GraphSpan& span) {
+  const ModelSpan& what = work_of(span).span;
+  std::unique_lock lock(found_mutex_);
+  const auto found = found_.extract(what.first_block);
+  lock.unlock();
+  context_.space.with_room(context_.work, 0,
+                           [&] { context_.state.record_survey(what.first_block, found.mapped()); });
+  context_.progress.done(fmt::format("survey: {}", what.name));
+}
+
+}  // namespace coppice

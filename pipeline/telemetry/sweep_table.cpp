@@ -1,0 +1,129 @@
+#include "pipeline/telemetry/sweep_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "pipeline/telemetry/progress.h"  // human_seconds
+
+namespace coppice {
+namespace {
+
+using nlohmann::json;
+
+/// What the blocks of a report add up to.
+json sums_of(const json& blocks) {
+  double zeros = 0, pruned = 0, reconstructed = 0, seconds = 0;
+  size_t linears = 0, windows = 0;
+  for (const json& block : blocks) {
+    for (const json& linear : block.at("linears")) {
+      zeros += linear.at("sparsity").get<double>();
+      ++linears;
+    }
+    for (const json& window : block.at("windows")) {
+      pruned += window.at("validation_pruned").get<double>();
+      reconstructed += window.at("validation_reconstructed").get<double>();
+      seconds += window.at("seconds").get<double>();
+      ++windows;
+    }
+  }
+  const auto known = [&](double value) { return windows > 0 ? json(value) : json(); };
+  return {{"sparsity", linears > 0 ? zeros / double(linears) : 0.0},
+          {"held_out_pruned", known(pruned)},
+          {"held_out_reconstructed", known(reconstructed)},
+          {"held_out_ratio", pruned > 0 ? known(reconstructed / pruned) : json()},
+          {"seconds", seconds}};
+}
+
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char letter : text) quoted += letter == '"' ? "\"\"" : std::string(1, letter);
+  return quoted + "\"";
+}
+
+std::string number(const json& value) {
+  return value.is_null() ? "" : fmt::format("{:.6g}", value.get<double>());
+}
+
+/// Columns of text, each as wide as its widest.
+std::string aligned(const std::vector<std::vector<std::string>>& lines) {
+  std::vector<size_t> widths(lines.front().size());
+  for (const auto& line : lines) {
+    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
+  }
+  std::string text;
+  for (const auto& line : lines) {
+    text += " ";
+    for (size_t i = 0; i < line.size(); ++i) text += fmt::format(" {:<{}}", line[i], widths[i]);
+    text.erase(text.find_last_not_of(' ') + 1);
+    text += "\n";
+  }
+  return text;
+}
+
+const char* const kColumns[] = {"sparsity",        "held_out_loss",
+                                "held_out_pruned", "held_out_reconstructed",
+                                "held_out_ratio",  "seconds"};
+
+}  // namespace
+
+json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRow>& rows,
+                 const json& judged) {
+  const auto losses = judged.at("losses").get<std::vector<double>>();
+  const auto best = size_t(std::min_element(losses.begin(), losses.end()) - losses.begin());
+  json table = {{"metric", judged.at("metric")},
+                {"dense", judged.at("dense")},
+                {"keys", keys},
+                {"best", rows[best].name},
+                {"rows", json::array()}};
+  for (size_t i = 0; i < rows.size(); ++i) {
+    json row = sums_of(rows[i].blocks);
+    row["name"] = rows[i].name;
+    row["varied"] = rows[i].varied;
+    row["held_out_loss"] = losses[i];
+    row["best"] = i == best;
+    table["rows"].push_back(std::move(row));
+  }
+  return table;
+}
+
+std::string sweep_csv(const json& table) {
+  std::string csv = "name";
+  for (const json& key : table.at("keys")) csv += "," + csv_field(key);
+  for (const char* column : kColumns) csv += fmt::format(",{}", column);
+  csv += ",best\n";
+  for (const json& row : table.at("rows")) {
+    csv += csv_field(row.at("name"));
+    for (const json& value : row.at("varied")) csv += "," + csv_field(value);
+    for (const char* column : kColumns) csv += "," + number(row.at(column));
+    csv += row.at("best").get<bool>() ? ",1\n" : ",0\n";
+  }
+  return csv;
+}
+
+std::string sweep_text(const json& table) {
+  std::vector<std::vector<std::string>> lines = {{""}};
+  for (const json& key : table.at("keys")) {
+    const std::string path = key;
+    lines.front().push_back(path.substr(path.find('.') + 1));
+  }
+  for (const char* column : {"zeros", "held-out loss", "of pruned windows", "time"}) {
+    lines.front().emplace_back(column);
+  }
+  for (const json& row : table.at("rows")) {
+    std::vector<std::string>& line = lines.emplace_back();
+    line.emplace_back(row.at("best").get<bool>() ? "*" : "");
+    for (const json& value : row.at("varied")) line.push_back(value);
+    const json& ratio = row.at("held_out_ratio");
+    line.push_back(fmt::format("{:.1f} %", 100 * row.at("sparsity").get<double>()));
+    line.push_back(fmt::format("{:.4f}", row.at("held_out_loss").get<double>()));
+    line.push_back(ratio.is_null() ? "-" : fmt::format("{:.1f} %", 100 * ratio.get<double>()));
+    line.push_back(human_seconds(row.at("seconds").get<double>()));
+  }
+  return aligned(lines) + fmt::format("  dense model: {:.4f} ({}, held-out calibration text)\n",
+                                      table.at("dense").get<double>(),
+                                      table.at("metric").get<std::string>());
+}
+
+}  // namespace coppice

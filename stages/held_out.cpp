@@ -1,0 +1,66 @@
+#include "stages/held_out.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+
+#include <numeric>
+#include <stdexcept>
+
+#include "stages/calibrate.h"  // cost of a forward pass
+#include "stages/finite.h"
+#include "stages/model/block_forward.h"
+#include "stages/propagate.h"    // adapted_half
+#include "stages/reconstruct.h"  // num_held_out
+
+namespace coppice {
+namespace {
+
+/// x_0 of the held-out windows, as the cache has them.
+at::Tensor held_out_embeddings(Boundaries& boundaries, double held_out_fraction) {
+  const auto source = boundaries.source(entering(Stream::kDense, 0));
+  const int count = num_held_out(held_out_fraction, source->num_windows());
+  std::vector<int> windows(static_cast<size_t>(count));
+  std::iota(windows.begin(), windows.end(), source->num_windows() - count);
+  source->announce(windows);
+  const MicroBatch batch = source->read(windows);
+  return batch.hidden.view({count, batch.lengths.front(), batch.hidden.size(1)});
+}
+
+}  // namespace
+
+Cost HeldOutForward::cost(const SpanShape& shape) const {
+  SpanShape few = shape;
+  few.num_windows = num_held_out(held_out_fraction_, static_cast<int>(shape.num_windows));
+  Cost cost = Calibrate({.stream = Stream::kPropagated}).cost(few);
+  cost.bytes_moved = 0;  // it stays in memory
+  return cost;
+}
+
+void HeldOutForward::run(WindowJob& job) const {
+  if (job.variant == nullptr) throw std::logic_error("held-out forward: the job has no variant");
+  const at::NoGradGuard no_graph;
+  SpanJob& span = job.span;
+  const at::ScalarType stored = span.dense.front().linears.begin()->second.weight.scalar_type();
+  at::Tensor& held_out = job.variant->held_out;
+  if (job.halves.first == 0) {
+    held_out = held_out_embeddings(span.boundaries, held_out_fraction_).to(stored);
+  }
+  if (!held_out.defined()) throw std::logic_error("held-out forward: nothing was handed on");
+  held_out = held_out.to(span.compute);
+  for (int half = job.halves.first; half < job.halves.last; ++half) {
+    const BlockWeights weights = converted(
+        span.architecture, adapted_half(span, *job.variant, half), half_of(half), span.compute);
+    at::Tensor next = at::empty_like(held_out);
+    for (int64_t window = 0; window < held_out.size(0); ++window) {
+      const MicroBatch x{held_out[window], {static_cast<int>(held_out.size(1))}};
+      next[window].copy_(forward_half(half, span.architecture, weights, span.rotary, x));
+    }
+    held_out = next;
+  }
+  require_storable("held-out hidden states after half-block " +
+                       std::to_string(job.halves.last - 1) + " of the adapted model",
+                   held_out, span.architecture.dtype);
+  held_out = held_out.to(stored);
+}
+
+}  // namespace coppice

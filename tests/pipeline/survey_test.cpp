@@ -1,0 +1,83 @@
+#include "pipeline/survey.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace coppice {
+namespace {
+
+using nlohmann::json;
+using ::testing::DoubleNear;
+using ::testing::ElementsAre;
+using ::testing::Pointwise;
+
+Recipe with_open_rate() {
+  Recipe recipe;
+  recipe.reconstruct.lr = 0;
+  return recipe;
+}
+
+json trial(size_t recipe, double lr, double error) {
+  return {{"recipe", recipe}, {"lr", lr}, {"log_error", std::log(error)}};
+}
+
+TEST(Survey, RateWithTheSmallestGeometricMeanIsChosen) {
+  // 1e-3 is best on one block and worst on the other: 0.9 · 0.2 against 0.5 · 0.3.
+  const std::map<int, json> surveys = {
+      {0, {{"trials", {trial(0, 1e-3, 0.9), trial(0, 1e-4, 0.5)}}}},
+      {7, {{"trials", {trial(0, 1e-3, 0.2), trial(0, 1e-4, 0.3)}}}}};
+  const SurveyedRecipe closed = close_recipes({with_open_rate()}, surveys).front();
+  EXPECT_EQ(closed.recipe.reconstruct.lr, 1e-4);
+  const json& tried = closed.found.at("lr").at("tried");
+  ASSERT_EQ(tried.size(), 2);
+  EXPECT_EQ(tried[0].at("lr"), 1e-4);
+  EXPECT_NEAR(tried[0].at("error").get<double>(), std::sqrt(0.15), 1e-12);
+  EXPECT_NEAR(tried[1].at("error").get<double>(), std::sqrt(0.18), 1e-12);
+}
+
+TEST(Survey, OfEqualRatesTheSmallerIsChosen) {
+  const std::map<int, json> surveys = {
+      {0, {{"trials", {trial(0, 1e-2, 1), trial(0, 1e-3, 1), trial(0, 3e-3, 1)}}}}};
+  EXPECT_EQ(close_recipes({with_open_rate()}, surveys).front().recipe.reconstruct.lr, 1e-3);
+}
+
+TEST(Survey, EachRecipeHasItsOwnTrials) {
+  const std::map<int, json> surveys = {
+      {0,
+       {{"trials",
+         {trial(0, 1e-3, 0.5), trial(0, 1e-4, 0.6), trial(2, 1e-3, 0.8), trial(2, 1e-4, 0.7)}}}}};
+  const auto closed = close_recipes({with_open_rate(), Recipe{}, with_open_rate()}, surveys);
+  EXPECT_EQ(closed[0].recipe.reconstruct.lr, 1e-3);
+  EXPECT_EQ(closed[1].recipe.reconstruct.lr, Recipe{}.reconstruct.lr);
+  EXPECT_TRUE(closed[1].found.is_null());
+  EXPECT_EQ(closed[2].recipe.reconstruct.lr, 1e-4);
+}
+
+TEST(Survey, OutliersOfSpansBecomeSparsitiesOfBlocks) {
+  Recipe recipe;
+  recipe.prune.allocation = Allocation::kOwl;
+  recipe.prune.owl_lambda = 0.1;
+  const std::map<int, json> surveys = {  // spans of two blocks
+      {0, {{"trials", json::array()}, {"outlier_ratios", {{0.1, 0.3}}}}},
+      {2, {{"trials", json::array()}, {"outlier_ratios", {{0.2}}}}}};
+  const SurveyedRecipe closed = close_recipes({recipe}, surveys).front();
+  EXPECT_THAT(closed.recipe.prune.block_sparsities,
+              Pointwise(DoubleNear(1e-12), {0.6, 0.4, 0.5}));
+  EXPECT_EQ(closed.found.at("allocation").at("outlier_ratios"), json({0.1, 0.3, 0.2}));
+}
+
+TEST(Survey, TrialsAreOnTheFirstMiddleAndLastBlockOnce) {
+  EXPECT_THAT(trial_blocks(30), ElementsAre(0, 15, 29));
+  EXPECT_THAT(trial_blocks(2), ElementsAre(0, 1));
+  EXPECT_THAT(trial_blocks(1), ElementsAre(0));
+}
+
+TEST(Survey, OnlyOpenRecipesWantOne) {
+  EXPECT_FALSE(is_open(Recipe{}));
+  EXPECT_TRUE(is_open(with_open_rate()));
+}
+
+}  // namespace
+}  // namespace coppice
