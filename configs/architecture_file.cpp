@@ -89,6 +89,15 @@ void fill_sizes(const ConfigJson& config, const Family& family, Architecture& ar
     architecture.embedding_width = size("embedding_width");
   }
   if (family.dims.count("token_types") != 0) architecture.num_token_types = size("token_types");
+  if (!family.experts.router.empty()) {
+    ExpertSpec& experts = architecture.experts;
+    experts.count = size("experts");
+    experts.per_token = size("experts_per_token");
+    if (experts.per_token > experts.count) {
+      throw config.wrong(family.dims.at("experts_per_token").front(),
+                         fmt::format("must be at most the number of experts, {}", experts.count));
+    }
+  }
   if (family.is_rotary && architecture.head_dim % 2 != 0) {
     throw config.wrong(family.dims.at("head_dim").front(),
                        fmt::format("head_dim {} must be even, rotary positions turn pairs",
@@ -201,6 +210,29 @@ void fill_outside(const ConfigJson& config, const Family& family, Architecture& 
   architecture.head = architecture.tied ? family.embedding : family.head;
 }
 
+std::string of_expert(std::string text, int64_t expert) {
+  static const std::string kPlaceholder = "{expert}";
+  return text.replace(text.find(kPlaceholder), kPlaceholder.size(), std::to_string(expert));
+}
+
+/// Linears of the attention half as they are, of the MLP half once for every expert.
+void repeat_for_experts(int64_t num_experts, std::vector<LinearSpec>& linears) {
+  std::vector<LinearSpec> repeated, of_mlp;
+  for (const LinearSpec& linear : linears) {
+    (linear.half == Half::kMlp ? of_mlp : repeated).push_back(linear);
+  }
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    for (LinearSpec linear : of_mlp) {
+      linear.role = role_of_expert(linear.role, expert);
+      linear.name = of_expert(linear.name, expert);
+      linear.input = of_expert(linear.input, expert);
+      linear.expert = int(expert);
+      repeated.push_back(std::move(linear));
+    }
+  }
+  linears = std::move(repeated);
+}
+
 void fill_block(const ConfigJson& config, const Family& family, Architecture& architecture) {
   const std::map<std::string, int64_t> sizes = {
       {"blocks", architecture.num_blocks}, {"hidden", architecture.hidden},
@@ -216,6 +248,12 @@ void fill_block(const ConfigJson& config, const Family& family, Architecture& ar
     architecture.linears.push_back({linear.role, linear.name, linear.input, linear.half,
                                     size(linear.shape[0]), size(linear.shape[1]),
                                     fact_of(config, linear.bias)});
+  }
+  if (!family.experts.router.empty()) {
+    architecture.experts.router = family.experts.router;
+    architecture.experts.sum_to_one = fact_of(config, family.experts.sum_to_one);
+    architecture.experts.round_weights = family.experts.round_weights;
+    repeat_for_experts(architecture.experts.count, architecture.linears);
   }
   for (const Family::Norm& norm : family.norms) {
     const bool is_over_heads = norm.place == Family::Norm::Place::kOverHeads;

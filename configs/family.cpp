@@ -17,7 +17,9 @@ namespace {
 
 const std::vector<std::string> kDims = {"blocks",   "hidden",   "ffn",   "heads",
                                         "kv_heads", "head_dim", "vocab", "max_positions"};
-const std::vector<std::string> kOptionalDims = {"embedding_width", "token_types"};
+const std::vector<std::string> kOptionalDims = {"embedding_width", "token_types", "experts",
+                                                "experts_per_token"};
+const std::string kExpert = "{expert}";
 
 std::vector<std::string> with(std::vector<std::string> names,
                               const std::vector<std::string>& more) {
@@ -192,6 +194,25 @@ void read_attention(const MapReader& attention, Family& family) {
   }
 }
 
+void read_experts(const MapReader& experts, Family& family) {
+  experts.allow({"router", "sum_to_one", "weights"});
+  family.experts = {experts.word("router"), experts.words("sum_to_one"),
+                    experts.form<bool>("weights", {{"float32", false}, {"rounded", true}})};
+}
+
+/// Where there are experts, the linears of the MLP half are theirs, and no others.
+void check_places_of_experts(const MapReader& map, const Family& family,
+                             const Family::Linear& linear) {
+  const bool is_expert = !family.experts.router.empty() && linear.half == Half::kMlp;
+  for (const auto& [key, text] : {std::pair("name", linear.name), {"input", linear.input}}) {
+    if ((text.find(kExpert) != std::string::npos) == is_expert) continue;
+    throw map.error(map.at(key),
+                    fmt::format("{}: {}", text,
+                                is_expert ? "must hold {expert}, where the expert's number goes"
+                                          : "{expert}, but this is no linear of an expert"));
+  }
+}
+
 UnitSpec read_unit(const MapReader& map, const std::vector<std::string>& known) {
   map.allow({"producers", "shared", "consumer"});
   UnitSpec unit{map.words("producers"), {}, map.word("consumer")};
@@ -208,7 +229,7 @@ UnitSpec read_unit(const MapReader& map, const std::vector<std::string>& known) 
 }
 
 void read_block(const MapReader& block, Family& family) {
-  block.allow({"prefix", "norm", "attention", "mlp", "linears", "units"});
+  block.allow({"prefix", "norm", "attention", "mlp", "experts", "linears", "units"});
   family.block_prefix = block.word("prefix");
   if (family.block_prefix.find("{block}") == std::string::npos) {
     throw block.error(block.at("prefix"),
@@ -221,6 +242,7 @@ void read_block(const MapReader& block, Family& family) {
   family.mlp_kind =
       mlp.form<MlpKind>("kind", {{"gated", MlpKind::kGated}, {"plain", MlpKind::kPlain}});
   family.activation = mlp.word("activation");
+  if (block.has("experts")) read_experts(block.map("experts"), family);
 
   const MapReader linears = block.map("linears");
   const std::vector<std::string> roles = roles_of(family.mlp_kind);
@@ -232,6 +254,7 @@ void read_block(const MapReader& block, Family& family) {
   }
   for (const std::string& role : roles) {
     family.linears.push_back(read_linear(role, linears.map(role)));
+    check_places_of_experts(linears.map(role), family, family.linears.back());
   }
   const MapReader units = block.map("units");
   units.allow({"ffn", "heads"});
@@ -294,6 +317,9 @@ Family parse_family(const std::string& file, const std::string& yaml) {
   read_outside(outside, family);
   read_block(top.map("block"), family);
   if (!family.is_rotary) outside.at("positions");  // learned ones
+  if (!family.experts.router.empty()) {
+    for (const char* size : {"experts", "experts_per_token"}) dims.at(size);
+  }
   return family;
 }
 

@@ -44,6 +44,13 @@ struct Family {
     Alternatives from_block;  // a size: blocks before it see all
     std::string kinds;        // key: a list of sliding_attention or full_attention; goes before
   };
+  /// A mixture of experts instead of one MLP: the linears of the MLP half are those of an expert,
+  /// with "{expert}" in name and input where its number goes.
+  struct Experts {
+    std::string router;       // empty: there are none
+    Alternatives sum_to_one;  // a fact
+    bool round_weights = false;
+  };
   struct FinalNorm {
     std::string name;
     Alternatives where;  // facts; there unless the second holds
@@ -68,6 +75,7 @@ struct Family {
   Window window;
   MlpKind mlp_kind = MlpKind::kGated;
   std::string activation;  // key of config.json
+  Experts experts;
   std::vector<Norm> norms;
   std::vector<Linear> linears;
   std::map<std::string, UnitSpec> units;

@@ -24,13 +24,31 @@ std::vector<std::string> linears_of(const Architecture& architecture) {
   return names;
 }
 
+/// The routers of the blocks.
+std::vector<std::string> routers_of(const Architecture& architecture) {
+  std::vector<std::string> names;
+  for (int block = 0; block < architecture.num_blocks && architecture.experts.count > 0; ++block) {
+    names.push_back(in_block(architecture, block, architecture.experts.router));
+  }
+  return names;
+}
+
+bool names_any(const std::string& pattern, const std::vector<std::string>& linears) {
+  return std::any_of(linears.begin(), linears.end(),
+                     [&](const std::string& linear) { return names_linear(pattern, linear); });
+}
+
 /// A pattern that names nothing is a mistake, and an expensive one if it is found in the morning.
 void require_named(const std::string& key, const std::string& pattern,
-                   const std::vector<std::string>& linears) {
-  const bool is_named = std::any_of(linears.begin(), linears.end(), [&](const std::string& linear) {
-    return names_linear(pattern, linear);
-  });
-  if (is_named) return;
+                   const std::vector<std::string>& linears,
+                   const std::vector<std::string>& routers = {}) {
+  if (names_any(pattern, linears)) return;
+  if (names_any(pattern, routers)) {
+    throw ConfigError(fmt::format(
+        "{}: {}: names {}: an MoE router is never pruned", key, pattern,
+        *std::find_if(routers.begin(), routers.end(),
+                      [&](const std::string& router) { return names_linear(pattern, router); })));
+  }
   throw ConfigError(
       fmt::format("{}: {}: names no linear of the model, whose linears are called as {} is; a "
                   "whole name or its last parts are wanted, or re: and an expression that "
@@ -40,10 +58,14 @@ void require_named(const std::string& key, const std::string& pattern,
 
 void require_patterns_named(const PruneOptions& prune, const Architecture& architecture) {
   std::vector<std::string> linears = linears_of(architecture);
-  for (const std::string& pattern : prune.targets) require_named("prune.targets", pattern, linears);
-  for (const SparsityRule& rule : prune.sparsity_map) {
-    require_named("prune.sparsity_map", rule.pattern, linears);
+  const std::vector<std::string> routers = routers_of(architecture);
+  for (const std::string& pattern : prune.targets) {
+    require_named("prune.targets", pattern, linears, routers);
   }
+  for (const SparsityRule& rule : prune.sparsity_map) {
+    require_named("prune.sparsity_map", rule.pattern, linears, routers);
+  }
+  linears.insert(linears.end(), routers.begin(), routers.end());
   for (const NamedShape& outer : outer_tensors(architecture)) {
     linears.push_back(outer.name.substr(0, outer.name.rfind('.')));
   }
@@ -59,6 +81,14 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
   if (recipe.reconstruct.window.blocks > architecture.num_blocks) {
     throw ConfigError(fmt::format("reconstruct.window: {} blocks: the model has {}",
                                   recipe.reconstruct.window.blocks, architecture.num_blocks));
+  }
+  const ReconstructOptions& reconstruct = recipe.reconstruct;
+  if (architecture.experts.count > 0 && reconstruct.window.kind == WindowKind::kMatrix &&
+      reconstruct.propagation == Propagation::kMixed) {
+    throw ConfigError(
+        "reconstruct.window: matrix: mixed propagation compares what a linear reads in the pruned "
+        "and in the dense model token by token, and tokens reach other experts there; choose "
+        "another window or another propagation");
   }
   const size_t given = recipe.prune.block_sparsities.size();
   if (given != 0 && given != size_t(architecture.num_blocks)) {

@@ -33,17 +33,21 @@ InputObserver accumulate(SpanJob& span, int block, Calibrate::Statistics wanted)
     if (!statistics.sum_of_squares.defined()) {
       statistics.sum_of_squares = at::zeros({in}, x.options().dtype(at::kDouble));
     }
-    add_column_squares(statistics.sum_of_squares, x);
-    statistics.tokens += x.size(0);
-    if (wanted != Calibrate::Statistics::kGram) return;
-    if (!statistics.gram.defined()) {
+    if (wanted == Calibrate::Statistics::kGram && !statistics.gram.defined()) {
       statistics.gram = at::zeros({in, in}, x.options().dtype(at::kFloat));
     }
-    add_gram(statistics.gram, x);
+    if (x.size(0) == 0) return;  // an expert that this window passes by
+    add_column_squares(statistics.sum_of_squares, x);
+    statistics.tokens += x.size(0);
+    if (wanted == Calibrate::Statistics::kGram) add_gram(statistics.gram, x);
   };
 }
 
 std::string output_name(const Architecture& architecture, int half) {
+  if (architecture.has_experts(half_of(half))) {
+    return "residual stream after the experts of " +
+           in_block(architecture, half / 2, architecture.experts.router);
+  }
   return "residual stream after " +
          in_block(architecture, half / 2, architecture.last_linear(half_of(half)).name);
 }
@@ -102,8 +106,8 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     if (options_.stream == Stream::kDense) cost.bytes_moved += boundary * stored;
     double touched = touched_activations(architecture, kind).forward;
     if (options_.statistics != Statistics::kNone) {  // reads what linears read
-      for (const auto& [input, in] : inputs_of(architecture, kind)) {
-        touched += static_cast<double>(in);
+      for (const auto& [name, input] : inputs_of(architecture, kind)) {
+        touched += input.share_of_tokens * static_cast<double>(input.width);
       }
     }
     // From the source and to the sink, looked at once for what is not finite.
@@ -122,8 +126,9 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     activations = std::max(activations, static_cast<double>(kept_activations(architecture, kind)));
     if (options_.statistics != Statistics::kGram) continue;
     const double seen = static_cast<double>(num_gram_windows(shape.num_windows)) * seqlen;
-    for (const auto& [input, in] : inputs_of(architecture, kind)) {
-      cost.product_flop += gram_flop(in, seen);
+    for (const auto& [name, input] : inputs_of(architecture, kind)) {
+      const int64_t in = input.width;
+      cost.product_flop += gram_flop(in, input.share_of_tokens * seen);
       cost.bytes_kept += 4.0 * static_cast<double>(in * in);
       if (shape.compute_bytes != 4) {  // multiplied in fp32
         widened = std::max(widened, 4.0 * seqlen * static_cast<double>(in));

@@ -8,7 +8,8 @@ namespace coppice {
 /// Reads each calibration window once, runs the span's halves on it with the dense weights, writes
 /// every boundary somebody will ask for, and accumulates InputStatistics: squares over all windows
 /// (fp32, summed in fp64), Gram matrices over those that are not held out, so that what is fitted
-/// to them can be judged on the rest. The micro-batch is one calibration window.
+/// to them can be judged on the rest. An expert's are of the tokens routed to it alone; where there
+/// are none, they are zeros and count no token. The micro-batch is one calibration window.
 class Calibrate final : public Stage {
  public:
   enum class Statistics { kNone, kSquares, kGram };  // kGram: squares as well

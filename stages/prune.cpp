@@ -38,6 +38,7 @@ struct Decision {
 struct SharedFactor {
   std::string statistic;
   std::optional<at::Tensor> factor;
+  bool is_empty = false;  // no token went into it: an expert that only held-out windows reach
 };
 
 // ---- one switch per enum ----------------------------------------------------------------------
@@ -154,12 +155,17 @@ Decision decide_by_sweep(const PruneOptions& options, const SpanJob& span, const
   if (shared.statistic != target.statistic) {
     shared = {};  // before the next one is made
     shared = {target.statistic, damped_factor(gram)};
+    shared.is_empty = !gram.diagonal().any().item<bool>();
   }
-  if (!shared.factor) {
+  if (!shared.factor || shared.is_empty) {
     Decision decision = decide_by_score(PruneMethod::kWanda, options, span, target, weight);
-    decision.fallback = fmt::format(
-        "the Gram matrix of its input is not positive definite, not even with a damping of {:g}",
-        kDamping * 1e3);
+    decision.fallback =
+        shared.is_empty
+            ? "only held-out calibration tokens were routed to it"
+            : fmt::format(
+                  "the Gram matrix of its input is not positive definite, not even with a "
+                  "damping of {:g}",
+                  kDamping * 1e3);
     return decision;
   }
   try {
@@ -184,9 +190,19 @@ double counted_sparsity(const at::Tensor& tensor) {
   return static_cast<double>(num_zeros) / static_cast<double>(tensor.numel());
 }
 
+/// Whether its input was seen at all, where the method asks: an expert's may not have been.
+bool is_starved(const PruneOptions& options, const SpanJob& span, const Target& target) {
+  return needs_of(options.method) != Products::kNone && statistics_of(span, target).tokens == 0;
+}
+
 Decision decide(const PruneOptions& options, const SpanJob& span, const Target& target,
                 const at::Tensor& weight, const Variant& variant, SharedFactor& shared) {
   if (options.method == PruneMethod::kGiven) return decide_as_given(variant, target, weight);
+  if (is_starved(options, span, target)) {
+    Decision decision = decide_by_score(PruneMethod::kMagnitude, options, span, target, weight);
+    decision.fallback = kNoTokenRouted;
+    return decision;
+  }
   if (options.method == PruneMethod::kSparseGpt) {
     return decide_by_sweep(options, span, target, weight, shared);
   }

@@ -9,7 +9,8 @@ namespace coppice {
 enum class KeepMasks { kYes, kNo };
 
 /// Fills adapted (dense weight · mask, by SparseGPT the updated one; zeros are +0), masks and the
-/// linear reports of the variant for every targeted linear of the window.
+/// linear reports of the variant for every targeted linear of the window. An expert that no
+/// calibration token was routed to is pruned by magnitude, and its report says so.
 class Prune final : public Stage {
  public:
   explicit Prune(PruneOptions options, KeepMasks keep = KeepMasks::kYes)

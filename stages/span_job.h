@@ -50,14 +50,18 @@ class Boundaries {
   virtual std::unique_ptr<ActivationSink> sink(Boundary boundary) = 0;
 };
 
-/// Of one tensor that linears read, over all calibration tokens.
+/// Of one tensor that linears read, over all calibration tokens; of an expert's over those that
+/// were routed to it.
 struct InputStatistics {
   at::Tensor sum_of_squares;  // [in] fp64
-  int64_t tokens = 0;
+  int64_t tokens = 0;         // 0: an expert that no token was routed to; the rest is zeros
   /// [in, in] fp32: XᵀX over the windows that are not held out. Undefined where nobody asked.
   at::Tensor gram = {};
   at::Tensor column_norm() const;  // [in] fp32: √sum_of_squares
 };
+
+/// Why nothing could be learned from the calibration set about an expert.
+inline constexpr char kNoTokenRouted[] = "no calibration token was routed to it";
 
 /// What one window's reconstruction did, for the report.
 struct WindowReport {

@@ -51,6 +51,8 @@ json as_json(const SourceModel& model, const Census& census) {
           {"heads", a.heads},
           {"kv_heads", a.kv_heads},
           {"head_dim", a.head_dim},
+          {"experts", a.experts.count},
+          {"experts_per_token", a.experts.per_token},
           {"vocab", a.vocab},
           {"tied_embeddings", a.tied},
           {"parameters", census.parameters},
@@ -79,7 +81,12 @@ void print(const SourceModel& model, const Census& census) {
   }
   fmt::print("  shards      {}, {} in all\n", model.checkpoint.files().size(),
              human_bytes(double(census.bytes)));
+  if (a.experts.count > 0) {
+    fmt::print("  experts     {}, of which {} a token; router {} (never pruned)\n", a.experts.count,
+               a.experts.per_token, a.experts.router);
+  }
   for (const LinearSpec& linear : a.linears) {
+    if (linear.expert > 0) continue;  // they are alike
     fmt::print("    {:<6} {:<24} {} x {}{}\n", linear.role, linear.name, linear.out, linear.in,
                linear.has_bias ? " + bias" : "");
   }

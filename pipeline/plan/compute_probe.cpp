@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <utility>
@@ -57,7 +58,7 @@ class Probe {
     for (const LinearSpec& linear : architecture_.linears) {
       if (linear.half != half) continue;
       double& rate = rate_of[{linear.in, linear.out}];
-      if (rate == 0) rate = linear_rate(linear.in, linear.out);
+      if (rate == 0) rate = linear_rate(linear.in, linear.out, tokens_of(linear));
       const double share = double(linear.in) * double(linear.out);
       flop += share;
       seconds += share / rate;
@@ -100,11 +101,17 @@ class Probe {
   }
 
  private:
-  double linear_rate(int64_t in, int64_t out) const {
+  /// Of a window, those that go through the linear.
+  int64_t tokens_of(const LinearSpec& linear) const {
+    const double share = architecture_.share_of_tokens(linear);
+    return std::max<int64_t>(1, std::lround(share * double(seqlen_)));
+  }
+
+  double linear_rate(int64_t in, int64_t out, int64_t most_tokens) const {
     out = std::clamp<int64_t>(kMaxElements / in, 1, out);
     const auto flop_a_token = 2.0 * double(in) * double(out);
-    const int64_t tokens =
-        std::clamp<int64_t>(int64_t(1e10 / flop_a_token), std::min<int64_t>(16, seqlen_), seqlen_);
+    const int64_t tokens = std::clamp<int64_t>(int64_t(1e10 / flop_a_token),
+                                               std::min<int64_t>(16, most_tokens), most_tokens);
     const at::Tensor x = at::full({tokens, in}, 0.5, options_);
     const at::Tensor w = at::full({out, in}, 0.5, options_);
     return double(tokens) * flop_a_token / seconds_of(device_, [&] { at::linear(x, w); });

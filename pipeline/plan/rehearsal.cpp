@@ -47,9 +47,10 @@ void resize_unit(const std::string& name, int64_t width, int64_t shared_width,
     return std::find(roles.begin(), roles.end(), role) != roles.end();
   };
   for (LinearSpec& linear : architecture.linears) {
-    if (has(unit.producers, linear.role)) linear.out = width;
-    if (has(unit.shared, linear.role)) linear.out = shared_width;
-    if (linear.role == unit.consumer) linear.in = width;
+    const std::string role = linear.part();
+    if (has(unit.producers, role)) linear.out = width;
+    if (has(unit.shared, role)) linear.out = shared_width;
+    if (role == unit.consumer) linear.in = width;
   }
 }
 

@@ -14,6 +14,12 @@ void add_norm(const Architecture& architecture, const std::string& name, int64_t
 
 }  // namespace
 
+std::string LinearSpec::part() const { return expert < 0 ? role : role.substr(0, role.rfind('.')); }
+
+std::string role_of_expert(const std::string& part, int64_t expert) {
+  return part + "." + std::to_string(expert);
+}
+
 const LinearSpec& Architecture::linear(const std::string& role) const {
   for (const LinearSpec& spec : linears) {
     if (spec.role == role) return spec;
@@ -36,6 +42,11 @@ const LinearSpec& Architecture::last_linear(Half half) const {
   return *found;
 }
 
+double Architecture::share_of_tokens(const LinearSpec& linear) const {
+  if (linear.expert < 0) return 1;
+  return static_cast<double>(experts.per_token) / static_cast<double>(experts.count);
+}
+
 int64_t Architecture::attention_window(int block) const {
   return attention_windows.empty() ? 0 : attention_windows.at(static_cast<size_t>(block));
 }
@@ -47,12 +58,20 @@ std::string in_block(const Architecture& architecture, int block, const std::str
   return prefix + name;
 }
 
+std::string router_tensor(const Architecture& architecture, int block) {
+  return in_block(architecture, block, architecture.experts.router) + ".weight";
+}
+
 std::vector<NamedShape> block_tensors(const Architecture& architecture, int block) {
   std::vector<NamedShape> tensors;
   for (const LinearSpec& linear : architecture.linears) {
     const std::string name = in_block(architecture, block, linear.name);
     tensors.push_back({name + ".weight", {linear.out, linear.in}});
     if (linear.has_bias) tensors.push_back({name + ".bias", {linear.out}});
+  }
+  if (architecture.experts.count > 0) {
+    tensors.push_back(
+        {router_tensor(architecture, block), {architecture.experts.count, architecture.hidden}});
   }
   for (const NormSpec& norm : architecture.norms) {
     add_norm(architecture, in_block(architecture, block, norm.name), norm.size, tensors);

@@ -36,7 +36,8 @@ struct Rope {
 };
 
 /// One linear of a block. `role` is what the forward calls it (q k v o, gate up down, or up down
-/// alone); linears with the same `input` read the same tensor and share one statistic.
+/// alone; "gate.3" of expert 3); linears with the same `input` read the same tensor and share one
+/// statistic.
 struct LinearSpec {
   std::string role;
   std::string name;  // within the block: "self_attn.q_proj"
@@ -45,6 +46,21 @@ struct LinearSpec {
   int64_t out = 0;
   int64_t in = 0;
   bool has_bias = false;
+  int expert = -1;  // of a mixture: which one; it sees the tokens that are routed to it
+
+  /// The role without the expert's number.
+  std::string part() const;
+};
+
+/// A mixture of experts instead of one MLP. A router, a linear without bias that is never pruned
+/// nor trained, gives every expert a probability (softmax in fp32); a token goes through the most
+/// probable ones, whose outputs are summed by these weights.
+struct ExpertSpec {
+  int64_t count = 0;  // 0: one MLP, nothing below is read
+  int64_t per_token = 0;
+  std::string router;          // within the block: "mlp.gate", [count, hidden]
+  bool sum_to_one = false;     // the weights of a token are divided by their sum
+  bool round_weights = false;  // to the dtype of hidden states, before they multiply an output
 };
 
 /// One normalisation of a block: a gain [size], and a bias [size] where the kind has one. A half is
@@ -57,7 +73,8 @@ struct NormSpec {
   int64_t size = 0;
 };
 
-/// What structured pruning removes together: rows of the producers, columns of the consumer.
+/// What structured pruning removes together: rows of the producers, columns of the consumer. By
+/// LinearSpec::part(): every expert has such units of its own.
 struct UnitSpec {
   std::vector<std::string> producers;
   std::vector<std::string> shared;
@@ -80,7 +97,8 @@ struct Architecture {
   int64_t embedding_width = 0;  // of the embedding's rows and the head's; 0: hidden
   NormKind norm_kind = NormKind::kRms;
   double norm_epsilon = 1e-5;
-  MlpKind mlp_kind = MlpKind::kGated;
+  MlpKind mlp_kind = MlpKind::kGated;  // of an expert, where there are some
+  ExpertSpec experts;
   Activation activation = Activation::kSilu;
   AttentionMask mask = AttentionMask::kCausal;
   /// By block: how many tokens one attends to, itself included; 0: all before it. Empty: all 0.
@@ -88,7 +106,7 @@ struct Architecture {
   Rope rope;
   std::string block_prefix;  // "model.layers.{block}."
   /// Half by half, each in the order of the forward: first those that read the half's input, last
-  /// the one that writes to the residual stream.
+  /// the one that writes to the residual stream; experts one after the other.
   std::vector<LinearSpec> linears;
   std::vector<NormSpec> norms;
   std::map<std::string, UnitSpec> units;
@@ -107,9 +125,13 @@ struct Architecture {
   std::vector<int64_t> eos_token_ids;
 
   const LinearSpec& linear(const std::string& role) const;  // throws std::out_of_range
-  const LinearSpec& first_linear(Half half) const;          // throws std::out_of_range
-  const LinearSpec& last_linear(Half half) const;           // throws std::out_of_range
+  /// Of expert 0 and of the last one, where there are some. Throw std::out_of_range.
+  const LinearSpec& first_linear(Half half) const;
+  const LinearSpec& last_linear(Half half) const;
   int64_t attention_window(int block) const;
+  bool has_experts(Half half) const { return half == Half::kMlp && experts.count > 0; }
+  /// Of all tokens, those that the linear sees: a mean over the experts, exact for their sum.
+  double share_of_tokens(const LinearSpec& linear) const;
   int64_t width_of_embedding() const { return embedding_width == 0 ? hidden : embedding_width; }
 };
 
@@ -121,7 +143,14 @@ struct NamedShape {
 /// "model.layers.7.self_attn.q_proj" for name "self_attn.q_proj".
 std::string in_block(const Architecture& architecture, int block, const std::string& name);
 
-/// Every tensor of block `block` (weights, biases, norms) / outside the blocks, with its shape.
+/// The full name of the router's weight, where there are experts.
+std::string router_tensor(const Architecture& architecture, int block);
+
+/// "gate.3": what an expert's linear is called.
+std::string role_of_expert(const std::string& part, int64_t expert);
+
+/// Every tensor of block `block` (weights, biases, router, norms) / outside the blocks, with its
+/// shape.
 std::vector<NamedShape> block_tensors(const Architecture& architecture, int block);
 std::vector<NamedShape> outer_tensors(const Architecture& architecture);
 

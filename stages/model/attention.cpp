@@ -114,16 +114,18 @@ void norm_heads(const Architecture& architecture, const BlockWeights& weights,
 at::Tensor attention_half(const Architecture& architecture, int block, const BlockWeights& weights,
                           const RotaryTable& rotary, const MicroBatch& x,
                           const InputObserver& observe) {
-  static const std::vector<std::string> kRoles = {"q", "k", "v"};
-  FirstLinears first = first_linears(architecture, weights, Half::kAttention, kRoles, x.hidden);
-  if (observe) observe(architecture.first_linear(Half::kAttention).input, first.input);
-  norm_heads(architecture, weights, "q_norm", first.outputs[0]);
-  norm_heads(architecture, weights, "k_norm", first.outputs[1]);
+  const auto linear = [&](const char* role) { return &weights.linears.at(role); };
+  const HalfInput input = half_input(architecture, weights, Half::kAttention, x.hidden);
+  if (observe) observe(architecture.first_linear(Half::kAttention).input, input.rows.value);
+  std::vector<at::Tensor> qkv = outputs_of(input, {linear("q"), linear("k"), linear("v")});
+  norm_heads(architecture, weights, "q_norm", qkv[0]);
+  norm_heads(architecture, weights, "k_norm", qkv[1]);
   const Attention attention{architecture.mask, architecture.attention_window(block),
                             architecture.head_dim, rotary};
-  const at::Tensor mixed = attend_sequences(attention, first.outputs, x.lengths);
+  const at::Tensor mixed = attend_sequences(attention, qkv, x.lengths);
   if (observe) observe(architecture.last_linear(Half::kAttention).input, mixed);
-  return back_to_stream(architecture, weights, Half::kAttention, mixed, x.hidden);
+  return back_to_stream(architecture, weights, Half::kAttention, output_of(*linear("o"), mixed),
+                        x.hidden);
 }
 
 }  // namespace coppice

@@ -13,7 +13,7 @@
 namespace coppice {
 
 /// Told every tensor that linears read, [tokens, in], once per group of linears sharing it
-/// (LinearSpec::input), in the compute dtype.
+/// (LinearSpec::input), in the compute dtype. Of an expert: the tokens routed to it, maybe none.
 using InputObserver = std::function<void(const std::string& input, const at::Tensor& x)>;
 
 /// x → x + o(attention(q, k, v of norm(x))), or norm(x + o(attention(q, k, v of x))) where the norm
@@ -26,8 +26,9 @@ at::Tensor attention_half(const Architecture& architecture, int block, const Blo
                           const RotaryTable& rotary, const MicroBatch& x,
                           const InputObserver& observe = {});
 
-/// x → x + down(f(gate(norm(x))) ∘ up(norm(x))), without gate: x + down(f(up(norm(x)))). Otherwise
-/// as attention_half.
+/// x → x + down(f(gate(norm(x))) ∘ up(norm(x))), without gate: x + down(f(up(norm(x)))); of a
+/// mixture the sum over the experts that a token is routed to (see routing.h). An expert without
+/// tokens is not computed, and gets no gradient. Otherwise as attention_half.
 at::Tensor mlp_half(const Architecture& architecture, const BlockWeights& weights,
                     const MicroBatch& x, const InputObserver& observe = {});
 

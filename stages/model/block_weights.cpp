@@ -20,6 +20,7 @@ BlockWeights gather_block(const Architecture& architecture, int block,
     linear.weight = tensor(name + ".weight");
     if (spec.has_bias) linear.bias = tensor(name + ".bias");
   }
+  if (architecture.experts.count > 0) weights.router = tensor(router_tensor(architecture, block));
   for (const NormSpec& spec : architecture.norms) {
     weights.norms[spec.role] =
         gather_norm(architecture, in_block(architecture, block, spec.name), tensor);
@@ -48,6 +49,7 @@ BlockWeights converted(const Architecture& architecture, const BlockWeights& wei
     if (spec.half != half) continue;
     result.linears[spec.role] = converted(weights.linears.at(spec.role), dtype);
   }
+  if (architecture.has_experts(half)) result.router = converted(weights.router, dtype);
   for (const NormSpec& spec : architecture.norms) {
     if (spec.half != half) continue;
     result.norms[spec.role] = converted(weights.norms.at(spec.role), dtype);
@@ -61,6 +63,9 @@ void require_finite(const Architecture& architecture, int block, const BlockWeig
     const Linear& linear = weights.linears.at(spec.role);
     require_finite(name + ".weight", linear.weight);
     if (linear.bias.defined()) require_finite(name + ".bias", linear.bias);
+  }
+  if (weights.router.defined()) {
+    require_finite(router_tensor(architecture, block), weights.router);
   }
   for (const NormSpec& spec : architecture.norms) {
     const std::string name = in_block(architecture, block, spec.name);

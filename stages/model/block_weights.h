@@ -25,6 +25,7 @@ struct Norm {
 struct BlockWeights {
   std::map<std::string, Linear> linears;
   std::map<std::string, Norm> norms;
+  at::Tensor router;  // [experts, hidden], undefined where there are none
 };
 
 /// Gathers a block by asking `tensor` for each full name of block_tensors().

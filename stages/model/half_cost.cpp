@@ -24,10 +24,25 @@ int64_t normed_head_channels(const Architecture& architecture, Half half) {
   return channels;
 }
 
+int64_t router_weights(const Architecture& architecture, Half half) {
+  return architecture.has_experts(half) ? architecture.experts.count * architecture.hidden : 0;
+}
+
+/// Of one token through one linear of the half; the mean over experts.
+double flop_a_token(const Architecture& architecture, const LinearSpec& linear) {
+  return 2.0 * architecture.share_of_tokens(linear) * static_cast<double>(linear.out) *
+         static_cast<double>(linear.in);
+}
+
+/// Whether it reads what enters the half.
+bool is_first(const Architecture& architecture, const LinearSpec& linear) {
+  return linear.part() != architecture.last_linear(linear.half).part();
+}
+
 }  // namespace
 
 int64_t half_parameters(const Architecture& architecture, Half half) {
-  int64_t count = 0;
+  int64_t count = router_weights(architecture, half);
   for (const LinearSpec& linear : architecture.linears) {
     if (linear.half == half) count += linear.out * linear.in + (linear.has_bias ? linear.out : 0);
   }
@@ -39,28 +54,28 @@ int64_t half_parameters(const Architecture& architecture, Half half) {
 }
 
 double linear_flop(const Architecture& architecture, Half half, double tokens) {
-  double flop = 0;
+  double flop = 2.0 * static_cast<double>(router_weights(architecture, half));  // of a token
   for (const LinearSpec& linear : architecture.linears) {
-    if (linear.half != half) continue;
-    flop += 2.0 * tokens * static_cast<double>(linear.out) * static_cast<double>(linear.in);
+    if (linear.half == half) flop += flop_a_token(architecture, linear);
   }
-  return flop;
+  return tokens * flop;
 }
 
 double first_linear_flop(const Architecture& architecture, Half half, double tokens) {
-  const std::string& input = architecture.first_linear(half).input;
-  double flop = 0;
+  double flop = 2.0 * static_cast<double>(router_weights(architecture, half));  // of a token
   for (const LinearSpec& linear : architecture.linears) {
-    if (linear.half != half || linear.input != input) continue;
-    flop += 2.0 * tokens * static_cast<double>(linear.out) * static_cast<double>(linear.in);
+    if (linear.half == half && is_first(architecture, linear)) {
+      flop += flop_a_token(architecture, linear);
+    }
   }
-  return flop;
+  return tokens * flop;
 }
 
-std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half half) {
-  std::map<std::string, int64_t> inputs;
+std::map<std::string, ReadInput> inputs_of(const Architecture& architecture, Half half) {
+  std::map<std::string, ReadInput> inputs;
   for (const LinearSpec& linear : architecture.linears) {
-    if (linear.half == half) inputs[linear.input] = linear.in;
+    if (linear.half != half) continue;
+    inputs[linear.input] = {linear.in, architecture.share_of_tokens(linear)};
   }
   return inputs;
 }
@@ -104,8 +119,14 @@ TouchedElements touched_activations(const Architecture& architecture, Half half)
     const auto ffn = static_cast<double>(architecture.ffn);
     // f(gate) ∘ up: two in, one out; back: three in, two out. f(up): one less of each.
     const bool is_gated = architecture.mlp_kind == MlpKind::kGated;
-    touched.forward += (is_gated ? 3 : 2) * ffn;
-    touched.backward += (is_gated ? 5 : 3) * ffn;
+    const bool has_experts = architecture.has_experts(half);
+    const double mlps = has_experts ? static_cast<double>(architecture.experts.per_token) : 1;
+    touched.forward += mlps * (is_gated ? 3 : 2) * ffn;
+    touched.backward += mlps * (is_gated ? 5 : 3) * ffn;
+    // Of every expert: its rows of x̂ and gain ∘ x̂ are read and written, its output weighted and
+    // added; back: the weighted output's way, and that to the rows.
+    if (has_experts) touched.forward += mlps * (4 + 2 + 3) * hidden;
+    if (has_experts) touched.backward += mlps * (2 + 4 + 3) * hidden;
   }
   return touched;
 }
@@ -113,10 +134,16 @@ TouchedElements touched_activations(const Architecture& architecture, Half half)
 int64_t kept_activations(const Architecture& architecture, Half half) {
   // Input, x̂ and gain ∘ x̂, output; x̂ and gain ∘ x̂ of heads.
   int64_t width = 3 * architecture.hidden + 2 * normed_head_channels(architecture, half);
+  const LinearSpec& last = architecture.last_linear(half);
+  int64_t outputs = last.in;  // and what the last one reads
   for (const LinearSpec& linear : architecture.linears) {
-    if (linear.half == half) width += linear.out;
+    if (linear.half == half && linear.expert <= 0) outputs += linear.out;  // of one expert
   }
-  return width + architecture.last_linear(half).in;
+  if (!architecture.has_experts(half)) return width + outputs;
+  // Logits, probabilities and what the softmax keeps; of every expert of a token its rows of x̂ and
+  // gain ∘ x̂, and the output before it is weighted.
+  const ExpertSpec& experts = architecture.experts;
+  return width + 3 * experts.count + experts.per_token * (outputs + 3 * architecture.hidden);
 }
 
 }  // namespace coppice

@@ -9,16 +9,22 @@
 
 namespace coppice {
 
-/// Elements of all weights, biases and norms of the half.
+/// Elements of all weights, biases, norms and the router of the half: of all experts.
 int64_t half_parameters(const Architecture& architecture, Half half);
 
 /// FLOP of the linears on `tokens` tokens, forward only; of those that read the half's normalised
-/// input.
+/// input. Of experts what tokens go through, the router included.
 double linear_flop(const Architecture& architecture, Half half, double tokens);
 double first_linear_flop(const Architecture& architecture, Half half, double tokens);
 
-/// What the linears of the half read, by name (LinearSpec::input), with its width.
-std::map<std::string, int64_t> inputs_of(const Architecture& architecture, Half half);
+/// What linears read.
+struct ReadInput {
+  int64_t width = 0;
+  double share_of_tokens = 1;  // of an expert's, in the mean over experts
+};
+
+/// What the linears of the half read, by name (LinearSpec::input).
+std::map<std::string, ReadInput> inputs_of(const Architecture& architecture, Half half);
 
 /// FLOP of attention in sequences of `seqlen` by the pairs that its mask lets through, forward
 /// only; where windows differ, the mean over the blocks. 0 for the MLP half.
@@ -27,7 +33,8 @@ double attention_flop(const Architecture& architecture, Half half, double tokens
 /// Elements of the largest weight of the half.
 int64_t largest_weight(const Architecture& architecture, Half half);
 
-/// Widths of what one forward pass keeps for its backward, summed: elements per token.
+/// Widths of what one forward pass keeps for its backward, summed: elements per token. Exact for
+/// experts, too: a token goes through as many as any other.
 int64_t kept_activations(const Architecture& architecture, Half half);
 
 /// Elements per token that the half reads and writes outside of its products and its attention.

@@ -1,14 +1,16 @@
-// The MLP half of a block.
+// The MLP half of a block: one MLP, or a mixture of experts.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <stdexcept>
 
 #include "stages/model/block_forward.h"
 #include "stages/model/differentiable.h"
 #include "stages/model/residual.h"
+#include "stages/model/routing.h"
 
 namespace coppice {
 namespace {
@@ -35,17 +37,58 @@ at::Tensor units_of(const Architecture& architecture, const std::vector<at::Tens
   return activated(activation, first[0]) * first[1];
 }
 
+/// Of the block's one MLP (expert −1), or of one of its experts: [rows, hidden] → the same.
+at::Tensor mlp_output(const Architecture& architecture, const BlockWeights& weights, int expert,
+                      const HalfInput& input, const InputObserver& observe) {
+  const auto role = [&](const char* part) {
+    return expert < 0 ? std::string(part) : role_of_expert(part, expert);
+  };
+  const auto linear = [&](const char* part) { return &weights.linears.at(role(part)); };
+  const auto told = [&](const char* part, const at::Tensor& x) {
+    if (observe) observe(architecture.linear(role(part)).input, x);
+  };
+  told("up", input.rows.value);
+  if (expert >= 0 && input.rows.value.size(0) == 0) {  // no product of nothing, and no gradient
+    told("down", input.rows.value.new_empty({0, architecture.ffn}));
+    return {};
+  }
+  const at::Tensor units =
+      units_of(architecture, architecture.mlp_kind == MlpKind::kGated
+                                 ? outputs_of(input, {linear("gate"), linear("up")})
+                                 : outputs_of(input, {linear("up")}));
+  told("down", units);
+  return output_of(*linear("down"), units);
+}
+
+/// What the experts of every token make of it, summed in the order of the experts.
+at::Tensor mixture_output(const Architecture& architecture, const BlockWeights& weights,
+                          const HalfInput& input, const InputObserver& observe) {
+  const Linear router{weights.router, {}};
+  const Routing routing = route(architecture.experts, outputs_of(input, {&router}).front());
+  at::Tensor sum = at::zeros_like(input.rows.value);  // [tokens, hidden]
+  int64_t first = 0;
+  for (int expert = 0; expert < architecture.experts.count; ++expert) {
+    const int64_t count = routing.counts[static_cast<size_t>(expert)];
+    const at::Tensor tokens = routing.tokens.narrow(0, first, count);
+    const at::Tensor output =
+        mlp_output(architecture, weights, expert, rows_of(input, tokens), observe);
+    if (count == 0) continue;
+    const at::Tensor weighted = output * routing.weights.narrow(0, first, count);
+    sum.index_add_(0, tokens, weighted.to(sum.scalar_type()));
+    first += count;
+  }
+  return sum;
+}
+
 }  // namespace
 
 at::Tensor mlp_half(const Architecture& architecture, const BlockWeights& weights,
                     const MicroBatch& x, const InputObserver& observe) {
-  static const std::vector<std::string> kGated = {"gate", "up"}, kPlain = {"up"};
-  const auto& roles = architecture.mlp_kind == MlpKind::kGated ? kGated : kPlain;
-  const FirstLinears first = first_linears(architecture, weights, Half::kMlp, roles, x.hidden);
-  if (observe) observe(architecture.first_linear(Half::kMlp).input, first.input);
-  const at::Tensor units = units_of(architecture, first.outputs);
-  if (observe) observe(architecture.last_linear(Half::kMlp).input, units);
-  return back_to_stream(architecture, weights, Half::kMlp, units, x.hidden);
+  const HalfInput input = half_input(architecture, weights, Half::kMlp, x.hidden);
+  const at::Tensor output = architecture.experts.count > 0
+                                ? mixture_output(architecture, weights, input, observe)
+                                : mlp_output(architecture, weights, -1, input, observe);
+  return back_to_stream(architecture, weights, Half::kMlp, output, x.hidden);
 }
 
 }  // namespace coppice

@@ -2,8 +2,6 @@
 
 #include <ATen/ops/linear.h>
 
-#include "stages/model/norm.h"
-
 namespace coppice {
 namespace {
 
@@ -15,28 +13,35 @@ const Norm* norm_at(const BlockWeights& weights, const std::string& side, Half h
 
 }  // namespace
 
-FirstLinears first_linears(const Architecture& architecture, const BlockWeights& weights, Half half,
-                           const std::vector<std::string>& roles, const at::Tensor& x) {
-  std::vector<const Linear*> linears;
-  linears.reserve(roles.size());
-  for (const std::string& role : roles) linears.push_back(&weights.linears.at(role));
-  if (const Norm* norm = norm_at(weights, "before_", half)) {
-    const NormedRows rows = norm_rows(architecture, *norm, x);
-    return {rows.value, normed_linears(rows, *norm, linears)};
-  }
-  FirstLinears first{x, {}};
-  for (const Linear* linear : linears) {
-    const Linear used = converted(*linear, x.scalar_type());
-    first.outputs.push_back(at::linear(x, used.weight, used.bias));
-  }
-  return first;
+HalfInput half_input(const Architecture& architecture, const BlockWeights& weights, Half half,
+                     const at::Tensor& x) {
+  const Norm* norm = norm_at(weights, "before_", half);
+  if (norm == nullptr) return {{{}, x}, nullptr};
+  return {norm_rows(architecture, *norm, x), norm};
+}
+
+HalfInput rows_of(const HalfInput& input, const at::Tensor& tokens) {
+  const auto rows = [&](const at::Tensor& x) { return x.index_select(0, tokens); };
+  if (input.norm == nullptr) return {{{}, rows(input.rows.value)}, nullptr};
+  return {{rows(input.rows.x_hat), rows(input.rows.value)}, input.norm};
+}
+
+std::vector<at::Tensor> outputs_of(const HalfInput& input,
+                                   const std::vector<const Linear*>& linears) {
+  if (input.norm != nullptr) return normed_linears(input.rows, *input.norm, linears);
+  std::vector<at::Tensor> outputs;
+  for (const Linear* linear : linears) outputs.push_back(output_of(*linear, input.rows.value));
+  return outputs;
+}
+
+at::Tensor output_of(const Linear& linear, const at::Tensor& x) {
+  const Linear used = converted(linear, x.scalar_type());
+  return at::linear(x, used.weight, used.bias);
 }
 
 at::Tensor back_to_stream(const Architecture& architecture, const BlockWeights& weights, Half half,
-                          const at::Tensor& units, const at::Tensor& x) {
-  const Linear last =
-      converted(weights.linears.at(architecture.last_linear(half).role), units.scalar_type());
-  const at::Tensor sum = at::linear(units, last.weight, last.bias).add_(x);
+                          at::Tensor output, const at::Tensor& x) {
+  const at::Tensor sum = output.add_(x);
   const Norm* norm = norm_at(weights, "after_", half);
   return norm == nullptr ? sum : normed(architecture, *norm, sum);
 }

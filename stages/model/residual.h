@@ -7,19 +7,31 @@
 #include <vector>
 
 #include "stages/model/block_weights.h"
+#include "stages/model/norm.h"
 
 namespace coppice {
 
-/// What the first linears of a half read, and what they give.
-struct FirstLinears {
-  at::Tensor input;                 // [tokens, hidden]: x, under the norm before the half if any
-  std::vector<at::Tensor> outputs;  // in the order asked for
+/// What the first linears of a half read, [tokens, hidden]: x, under the norm before the half if
+/// any. `norm` is one of the weights it was made with.
+struct HalfInput {
+  NormedRows rows;
+  const Norm* norm = nullptr;  // null: there is none, and rows.x_hat is undefined
 };
-FirstLinears first_linears(const Architecture& architecture, const BlockWeights& weights, Half half,
-                           const std::vector<std::string>& roles, const at::Tensor& x);
+HalfInput half_input(const Architecture& architecture, const BlockWeights& weights, Half half,
+                     const at::Tensor& x);
 
-/// x + W units + b by the half's last linear, under the norm after the half if any.
+/// The rows that `tokens` [n] int64 name.
+HalfInput rows_of(const HalfInput& input, const at::Tensor& tokens);
+
+/// What linears make of it, in the order asked for.
+std::vector<at::Tensor> outputs_of(const HalfInput& input,
+                                   const std::vector<const Linear*>& linears);
+
+/// x Wᵀ + b, in the dtype of x.
+at::Tensor output_of(const Linear& linear, const at::Tensor& x);
+
+/// x + output, under the norm after the half if any. Overwrites `output`.
 at::Tensor back_to_stream(const Architecture& architecture, const BlockWeights& weights, Half half,
-                          const at::Tensor& units, const at::Tensor& x);
+                          at::Tensor output, const at::Tensor& x);
 
 }  // namespace coppice

@@ -134,8 +134,8 @@ std::map<std::string, MatrixTrainer::Inputs> MatrixTrainer::capture(std::span<co
   return captured;
 }
 
-std::vector<double> MatrixTrainer::evaluate(const std::vector<std::vector<at::Tensor>>& values,
-                                            std::span<const int> windows) {
+std::vector<MatrixTrainer::Judgement> MatrixTrainer::evaluate(
+    const std::vector<std::vector<at::Tensor>>& values, std::span<const int> windows) {
   inputs_->announce(windows);
   if (dense_inputs_) dense_inputs_->announce(windows);
   std::vector<Linear> candidates;
@@ -150,14 +150,18 @@ std::vector<double> MatrixTrainer::evaluate(const std::vector<std::vector<at::Te
     for (size_t i = 0; i < matrices_.size(); ++i) {
       const Matrix& matrix = matrices_[i];
       const Inputs& in = captured.at(matrix.spec.input);
+      if (in.x.size(0) == 0) continue;  // an expert that the batch passed by
       const at::Tensor target = at::linear(in.dense, matrix.target.weight, matrix.target.bias);
       const at::Tensor output = at::linear(in.x, candidates[i].weight, candidates[i].bias);
       sums[i] += loss_sum(options_.loss, output, target).item<double>();
       terms[i] += loss_terms(options_.loss, output);
     }
   }
-  for (size_t i = 0; i < sums.size(); ++i) sums[i] /= terms[i];
-  return sums;
+  std::vector<Judgement> judgements;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    judgements.push_back({terms[i] > 0 ? sums[i] / terms[i] : 0, terms[i] > 0});
+  }
+  return judgements;
 }
 
 std::vector<WindowReport> MatrixTrainer::run() {
@@ -165,15 +169,18 @@ std::vector<WindowReport> MatrixTrainer::run() {
   if (matrices_.empty()) return {};
   std::vector<std::vector<at::Tensor>> values;
   for (const Matrix& matrix : matrices_) values.push_back(rounded(matrix));
-  const std::vector<double> held_out = evaluate(values, split_.held_out),
-                            first = evaluate(values, split_.first);
+  const std::vector<Judgement> held_out = evaluate(values, split_.held_out),
+                               first = evaluate(values, split_.first);
   for (size_t i = 0; i < matrices_.size(); ++i) {
     WindowReport& report = matrices_[i].report;
-    report.validation_pruned = report.validation_reconstructed = held_out[i];
-    report.loss_pruned = report.loss_reconstructed = first[i];
-    if (!std::isfinite(held_out[i])) {
+    report.validation_pruned = report.validation_reconstructed = held_out[i].loss;
+    report.loss_pruned = report.loss_reconstructed = first[i].loss;
+    if (!std::isfinite(held_out[i].loss)) {
       report.fallback = "the held-out loss of the pruned weights is not finite";
+    } else if (!held_out[i].is_seen) {
+      report.fallback = "no held-out calibration token was routed to it";
     }
+    matrices_[i].is_judged = report.fallback.empty();
   }
   if (fits_least_squares(options_)) fit();
   if (trains_adamw(options_)) train();
@@ -181,10 +188,10 @@ std::vector<WindowReport> MatrixTrainer::run() {
     restart(matrices_[i]);
     values[i] = rounded(matrices_[i]);
   }
-  const std::vector<double> last = evaluate(values, split_.first);
+  const std::vector<Judgement> last = evaluate(values, split_.first);
   std::vector<WindowReport> reports;
   for (size_t i = 0; i < matrices_.size(); ++i) {
-    if (matrices_[i].report.kept != "pruned") matrices_[i].report.loss_reconstructed = last[i];
+    if (matrices_[i].report.kept != "pruned") matrices_[i].report.loss_reconstructed = last[i].loss;
     reports.push_back(std::move(matrices_[i].report));
   }
   return reports;
@@ -194,21 +201,23 @@ void MatrixTrainer::fit() {
   std::vector<std::vector<at::Tensor>> values;
   for (const Matrix& matrix : matrices_) {
     values.push_back(rounded(matrix));
+    if (!matrix.is_judged) continue;
     const std::string input = in_block(span_.architecture, half_ / 2, matrix.spec.input);
     values.back()[0] = least_squares_as_written(matrix.dense.weight, matrix.weight.mask,
                                                 span_.statistics.at(input).gram, options_.ridge);
   }
-  const std::vector<double> losses = evaluate(values, split_.held_out);
+  const std::vector<Judgement> judgements = evaluate(values, split_.held_out);
   for (size_t i = 0; i < matrices_.size(); ++i) {
     WindowReport& report = matrices_[i].report;
-    if (!std::isfinite(report.validation_pruned)) continue;
-    report.validation_fitted = losses[i];
-    if (losses[i] < report.validation_reconstructed) {
-      report.validation_reconstructed = losses[i];
+    if (!matrices_[i].is_judged) continue;
+    const double loss = judgements[i].loss;
+    report.validation_fitted = loss;
+    if (loss < report.validation_reconstructed) {
+      report.validation_reconstructed = loss;
       values[i].resize(1);  // the bias stays as it is
       keep(matrices_[i], values[i], "least_squares");
     } else {
-      report.fallback = not_better("least squares", losses[i], report.validation_reconstructed);
+      report.fallback = not_better("least squares", loss, report.validation_reconstructed);
     }
   }
 }
@@ -217,7 +226,7 @@ void MatrixTrainer::fit() {
 void MatrixTrainer::train() {
   for (Matrix& matrix : matrices_) {
     matrix.report.lr = options_.lr;
-    matrix.is_training = std::isfinite(matrix.report.validation_pruned);
+    matrix.is_training = matrix.is_judged;
   }
   for (int retries = 0;; ++retries) {
     attempt();
@@ -251,16 +260,17 @@ void MatrixTrainer::attempt() {
     run_epoch(epoch, num_steps, step, sums);
     std::vector<std::vector<at::Tensor>> values;
     for (const Matrix& matrix : matrices_) values.push_back(rounded(matrix));
-    const std::vector<double> losses = evaluate(values, split_.held_out);
+    const std::vector<Judgement> judgements = evaluate(values, split_.held_out);
     for (size_t i = 0; i < matrices_.size(); ++i) {
       Matrix& matrix = matrices_[i];
       if (!matrix.is_training) continue;
-      is_finite[i] =
-          is_finite[i] && std::isfinite(losses[i]) && std::isfinite(sums[i].item<double>());
-      if (losses[i] < std::min(matrix.report.validation_reconstructed, best[i])) {
+      const double loss = judgements[i].loss;
+      const bool trained_finite = !sums[i].defined() || std::isfinite(sums[i].item<double>());
+      is_finite[i] = is_finite[i] && std::isfinite(loss) && trained_finite;
+      if (loss < std::min(matrix.report.validation_reconstructed, best[i])) {
         matrix.best = std::move(values[i]);
       }
-      best[i] = std::min(best[i], losses[i]);
+      best[i] = std::min(best[i], loss);
     }
   }
   for (size_t i = 0; i < matrices_.size(); ++i) {
@@ -294,7 +304,9 @@ void MatrixTrainer::run_epoch(int epoch, int64_t num_steps, int64_t& step,
     for (size_t i = 0; i < matrices_.size(); ++i) {
       Matrix& matrix = matrices_[i];
       if (!matrix.is_training) continue;
-      const at::Tensor loss = this->step(matrix, captured.at(matrix.spec.input), step, num_steps);
+      const Inputs& in = captured.at(matrix.spec.input);
+      if (in.x.size(0) == 0) continue;  // an expert that the batch passed by
+      const at::Tensor loss = this->step(matrix, in, step, num_steps);
       sums[i] = sums[i].defined() ? sums[i].add_(loss) : loss;
     }
   }
@@ -336,12 +348,15 @@ Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options) {
                            linear_flop(architecture, kind, passes.training);
     of_half.attention_flop = attention_flop(architecture, kind, forwards * tokens, seqlen);
     double widths = 0, widest = 0, fitting = 0;
-    for (const auto& [input, in] : inputs_of(architecture, kind)) widths += static_cast<double>(in);
+    for (const auto& [name, input] : inputs_of(architecture, kind)) {
+      widths += input.share_of_tokens * static_cast<double>(input.width);
+    }
     for (const LinearSpec& linear : architecture.linears) {
       if (linear.half != kind) continue;
       widest = std::max(widest, static_cast<double>(linear.out));
       // Output and target are written and read, and the gradient between them.
-      of_half.bytes_touched += 6 * element * tokens * static_cast<double>(linear.out);
+      of_half.bytes_touched += 6 * element * tokens * architecture.share_of_tokens(linear) *
+                               static_cast<double>(linear.out);
       if (!fits_least_squares(options)) continue;
       of_half.product_flop += least_squares_flop(linear.out, linear.in);
       fitting = std::max(fitting, least_squares_bytes(linear.out, linear.in));

@@ -19,8 +19,8 @@ namespace coppice {
 /// The window of a linear is y = W x + b alone: no activation, no residual stream. x is what the
 /// linear reads where the *dense* half runs on what enters it, so that linears do not depend on
 /// each other and share the forward passes that make x. The target is the dense linear on the same
-/// x, or under mixed propagation on the dense model's own. Everything else as in WindowTrainer. One
-/// thread.
+/// x, or under mixed propagation on the dense model's own (not for experts: tokens are routed
+/// otherwise there). Everything else as in WindowTrainer. One thread.
 class MatrixTrainer {
  public:
   /// `name` seeds the shuffle. Throws std::invalid_argument if there are fewer than two calibration
@@ -41,12 +41,19 @@ class MatrixTrainer {
     Linear target;                      // compute dtype
     AdamWState weight, bias;            // bias: undefined where there is none or it is not trained
     std::vector<at::Tensor> best = {};  // weight, bias as they will be written; empty: none so far
+    bool is_judged = false;             // it has a held-out loss; else it stays as it was pruned
     bool is_training = false;
     WindowReport report = {};
   };
   /// What a linear reads, and what its target is made of.
   struct Inputs {
     at::Tensor x, dense;
+  };
+
+  /// A mean loss.
+  struct Judgement {
+    double loss = 0;
+    bool is_seen = true;  // false: an expert that no token was routed to
   };
 
   Matrix start(const LinearSpec& spec) const;
@@ -57,8 +64,8 @@ class MatrixTrainer {
 
   std::map<std::string, Inputs> capture(std::span<const int> windows);
   /// Mean loss of each matrix over windows, with such values.
-  std::vector<double> evaluate(const std::vector<std::vector<at::Tensor>>& values,
-                               std::span<const int> windows);
+  std::vector<Judgement> evaluate(const std::vector<std::vector<at::Tensor>>& values,
+                                  std::span<const int> windows);
   void fit();
   void train();
   void attempt();

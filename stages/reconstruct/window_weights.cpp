@@ -21,6 +21,9 @@ WindowWeights::WindowWeights(const SpanJob& span, HalfRange halves, const Varian
     for (const NormSpec& spec : span.architecture.norms) {
       if (spec.half == half_of(half)) add_norm(half, spec, options);
     }
+    if (span.architecture.has_experts(half_of(half))) {
+      leaves_[half / 2].router = span.dense_at(half).router.to(span.compute);
+    }
   }
 }
 
@@ -89,6 +92,7 @@ at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& dense
 void WindowWeights::step(const AdamWStep& step) {
   const at::NoGradGuard no_graph;
   for (Trained& trained : trained_) {
+    if (!trained.leaf.grad().defined()) continue;  // an expert that the batch passed by
     masked_adamw(trained.state, trained.leaf.grad().contiguous(), step);
     trained.leaf.mutable_grad().reset();
   }
@@ -126,6 +130,7 @@ std::vector<at::Tensor> WindowWeights::fitted(double ridge) const {
     const std::string& input = span_.architecture.linear(trained.role).input;
     const InputStatistics& statistics =
         span_.statistics.at(in_block(span_.architecture, trained.block, input));
+    if (statistics.tokens == 0) continue;
     values = least_squares_as_written(trained.dense, trained.state.mask, statistics.gram, ridge);
   }
   return fitted;

@@ -16,8 +16,8 @@ namespace coppice {
 
 /// Starts from the variant's adapted tensors, and the dense ones where it has none. Trained are the
 /// window's weights (kept ones, where there is a mask), and biases and norms as the options say.
-/// Owns masters, moments and leaves; in fp32 compute a leaf is its master, not a copy. The job and
-/// the variant must outlive this. One thread.
+/// A router is there and never trained. Owns masters, moments and leaves; in fp32 compute a leaf is
+/// its master, not a copy. The job and the variant must outlive this. One thread.
 class WindowWeights {
  public:
   WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
@@ -32,6 +32,7 @@ class WindowWeights {
   const WindowBlocks& leaves() const { return leaves_; }
 
   /// Updates every trained tensor by its gradient, and releases the gradients. Where AdamW trains.
+  /// What has no gradient, an expert without tokens, stays as it is.
   void step(const AdamWStep& step);
 
   /// Back to what the variant holds now: values, moments, no gradients.
@@ -41,7 +42,8 @@ class WindowWeights {
   std::vector<at::Tensor> values() const;
 
   /// The weights under a mask as least squares fits them to the dense ones, as they would be
-  /// written; undefined for all others. From the Gram matrices of the span's statistics.
+  /// written; undefined for all others, and for experts without tokens. From the Gram matrices of
+  /// the span's statistics.
   std::vector<at::Tensor> fitted(double ridge) const;
 
   /// The window with such values in the compute dtype (an undefined one: the leaf), for

@@ -40,8 +40,10 @@ BlockAdapters::BlockAdapters(const Architecture& architecture, int block, NamedT
     parameters_[linear + ".lora_A"] = started_at(factors.a);
     parameters_[linear + ".lora_B"] = started_at(factors.b);
   }
+  const bool has_router = architecture.experts.count > 0;
   for (const auto& [name, tensor] : pruned_) {
     if (linear_of_weight_.count(name) != 0) continue;
+    if (has_router && name == router_tensor(architecture, block)) continue;
     const bool is_trained =
         biases.count(name) != 0 ? options.training.train_biases : options.training.train_norms;
     if (is_trained) parameters_[name] = started_at(copied(tensor, at::kFloat));
@@ -70,6 +72,7 @@ NamedTensors BlockAdapters::leaves(at::ScalarType compute) const {
 void BlockAdapters::step(const NamedTensors& leaves, const AdamWStep& step) {
   const at::NoGradGuard no_graph;
   for (const auto& [name, leaf] : leaves) {
+    if (!leaf.grad().defined()) continue;  // not trained, or an expert that the batch passed by
     const auto linear = linear_of_weight_.find(name);
     if (linear != linear_of_weight_.end()) {
       AdamWState& a = parameters_.at(linear->second + ".lora_A");
@@ -78,7 +81,7 @@ void BlockAdapters::step(const NamedTensors& leaves, const AdamWStep& step) {
           factor_gradients(leaf.grad(), pruned_.at(name), {a.master, b.master}, scale_);
       masked_adamw(a, gradients.a.contiguous(), step);
       masked_adamw(b, gradients.b.contiguous(), step);
-    } else if (leaf.requires_grad()) {
+    } else {
       masked_adamw(parameters_.at(name), leaf.grad().contiguous(), step);
     }
   }

@@ -15,7 +15,7 @@ namespace coppice {
 using NamedTensors = std::map<std::string, at::Tensor>;
 
 /// Names are those of block_tensors(); parameters of an adapter add ".lora_A" and ".lora_B" to
-/// their linear's. One thread.
+/// their linear's. A router stays as it is. One thread.
 class BlockAdapters {
  public:
   /// `pruned` has every tensor of the block as it is stored; shared, never written.

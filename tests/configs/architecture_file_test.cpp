@@ -426,5 +426,47 @@ TEST(ArchitectureFile, ADescriptionOfTheUserAddsAClass) {
   EXPECT_THAT(loading(config), ThrowsMessage<ConfigError>(HasSubstr("--architecture")));
 }
 
+json with_experts(const json& changes = json::object()) {
+  json config = with({{"architectures", {"Qwen3MoeForCausalLM"}},
+                      {"head_dim", 4},
+                      {"moe_intermediate_size", 19},
+                      {"num_experts", 3},
+                      {"num_experts_per_tok", 2},
+                      {"norm_topk_prob", true},
+                      {"decoder_sparse_step", 1},
+                      {"mlp_only_layers", json::array()}});
+  config.update(changes);
+  return config;
+}
+
+TEST(ArchitectureFile, EveryExpertHasLinearsOfItsOwn) {
+  const Architecture architecture = loaded(with_experts());
+  EXPECT_EQ(architecture.experts.count, 3);
+  EXPECT_EQ(architecture.experts.per_token, 2);
+  EXPECT_EQ(architecture.experts.router, "mlp.gate");
+  EXPECT_TRUE(architecture.experts.sum_to_one);
+  EXPECT_EQ(architecture.linears.size(), 4u + 3 * 3);
+  const LinearSpec& down = architecture.linear("down.2");
+  EXPECT_EQ(down.name, "mlp.experts.2.down_proj");
+  EXPECT_EQ(down.part(), "down");
+  EXPECT_EQ(down.in, 19);
+  EXPECT_EQ(architecture.linear("gate.1").input, architecture.linear("up.1").input);
+  EXPECT_NE(architecture.linear("gate.1").input, architecture.linear("gate.2").input);
+  EXPECT_EQ(architecture.share_of_tokens(down), 2.0 / 3);
+  EXPECT_EQ(architecture.share_of_tokens(architecture.linear("q")), 1);
+}
+
+TEST(ArchitectureFile, BlocksWithOneMlpAmongMixturesAreRefused) {
+  EXPECT_THAT(loading(with_experts({{"decoder_sparse_step", 2}})),
+              ThrowsMessage<ConfigError>(HasSubstr("decoder_sparse_step: 2: not computed")));
+  EXPECT_THAT(loading(with_experts({{"mlp_only_layers", {0}}})),
+              ThrowsMessage<ConfigError>(HasSubstr("mlp_only_layers: [0]: not computed")));
+}
+
+TEST(ArchitectureFile, ATokenHasAtMostAllExperts) {
+  EXPECT_THAT(loading(with_experts({{"num_experts_per_tok", 4}})),
+              ThrowsMessage<ConfigError>(HasSubstr("at most the number of experts, 3")));
+}
+
 }  // namespace
 }  // namespace coppice

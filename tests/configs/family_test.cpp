@@ -194,5 +194,40 @@ TEST(Family, HalvesAreAttentionOrMlp) {
               ThrowsMessage<ConfigError>(HasSubstr("both: one of attention, mlp")));
 }
 
+std::string mixture() {
+  for (const BuiltinArchitecture& builtin : builtin_architectures()) {
+    if (builtin.name == "mixtral") return builtin.yaml;
+  }
+  ADD_FAILURE() << "no family with experts";
+  return "";
+}
+
+auto parsing_mixture(const std::string& from, const std::string& to) {
+  return [=] {
+    std::string text = mixture();
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    parse_family("f.yaml", text.replace(at, from.size(), to));
+  };
+}
+
+TEST(Family, LinearsOfAnExpertSayWhereItsNumberGoes) {
+  EXPECT_THAT(parsing_mixture("experts.{expert}.w3", "experts.w3"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.linears.up.name: block_sparse_moe.experts"
+                                                   ".w3: must hold {expert}")));
+  EXPECT_THAT(parsing_mixture("expert_{expert}_hidden", "mlp_hidden"),
+              ThrowsMessage<ConfigError>(HasSubstr("block.linears.down.input: mlp_hidden: must")));
+  EXPECT_THAT(parsing_mixture("self_attn.q_proj", "\"self_attn.{expert}\""),
+              ThrowsMessage<ConfigError>(HasSubstr("this is no linear of an expert")));
+}
+
+TEST(Family, ExpertsHaveANumberAndWeights) {
+  EXPECT_THAT(parsing_mixture("  experts: [num_local_experts, num_experts, 8]\n", ""),
+              ThrowsMessage<ConfigError>(HasSubstr("dims: the key experts is absent")));
+  EXPECT_THAT(parsing_mixture("weights: float32", "weights: float64"),
+              ThrowsMessage<ConfigError>(
+                  HasSubstr("block.experts.weights: float64: not computed by this version")));
+}
+
 }  // namespace
 }  // namespace coppice

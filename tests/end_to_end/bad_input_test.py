@@ -58,6 +58,20 @@ class BadInput(ProgramTest):
     def test_pattern_that_names_nothing(self):
         self.refused(2, "prune.targets: upproj: names no linear", targets="upproj")
         self.refused(2, "prune.ignore: re:q_proj: names no", ignore="re:q_proj")
+
+    def test_pattern_that_names_a_router(self):
+        said = "an MoE router is never pruned"
+        for pattern in ("mlp.gate", "gate", r"re:.*mlp\.gate$"):
+            model = self.model("qwen3_moe_fp32")
+            self.refused(2, "prune.targets", said, model=model, targets=pattern)
+        rules = "block_sparse_moe.gate=0.25"
+        model = self.model("mixtral_fp32")
+        self.refused(2, "prune.sparsity_map", said, model=model, sparsity_map=rules)
+
+    def test_matrices_of_experts_under_mixed_propagation(self):
+        flags = {"window": "matrix", "propagation": "mixed"}
+        model = self.model("mixtral_fp32")
+        self.refused(2, "tokens reach other experts", model=model, **flags)
         self.refused(2, "prune.sparsity_map: a_proj", sparsity_map="a_proj=0.5")
 
     def test_sparsities_of_another_number_of_blocks(self):

@@ -16,7 +16,7 @@ golden.safetensors:
     loss         float32 []  mean((half(x) - target)^2) over all elements, half with its residual
     grad.ROLE    gradient at the masked weight, itself not masked; grad.norm: of the norm's gain
 
-Eager attention, everything in the model's dtype. Seed and versions are in the metadata under
+Eager attention and experts, everything in the model's dtype. Seed and versions are in the metadata under
 `recorded`. The files are committed; run this only to change them.
 """
 
@@ -35,6 +35,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -42,6 +44,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SEED = 20251122
@@ -154,6 +158,40 @@ QWEN3S = [
         torch.bfloat16,
     ),
 ]
+MIXTRALS = [
+    (
+        "mixtral_fp32",
+        SMALL | {"num_local_experts": 5, "num_experts_per_tok": 2},
+        torch.float32,
+    ),
+    (
+        "mixtral_window_bf16",
+        SMALL
+        | {
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "head_dim": 10,
+            "sliding_window": 7,
+        },
+        torch.bfloat16,
+    ),
+]
+# Weights of experts that do not sum to 1, and such that do.
+QWEN3_MOE = {"head_dim": 10, "moe_intermediate_size": 19, "num_experts": 7}
+QWEN3_MOES = [
+    (
+        "qwen3_moe_fp32",
+        SMALL | QWEN3_MOE | {"num_experts_per_tok": 3},
+        torch.float32,
+    ),
+    (
+        "qwen3_moe_normalised_bf16",
+        SMALL
+        | QWEN3_MOE
+        | {"num_experts_per_tok": 2, "norm_topk_prob": True, "attention_bias": True},
+        torch.bfloat16,
+    ),
+]
 OPT = {
     "hidden_size": 24,
     "ffn_dim": 37,
@@ -207,6 +245,8 @@ FAMILIES = [
     (MistralForCausalLM, MistralConfig, MISTRALS),
     (Qwen2ForCausalLM, Qwen2Config, QWEN2S),
     (Qwen3ForCausalLM, Qwen3Config, QWEN3S),
+    (MixtralForCausalLM, MixtralConfig, MIXTRALS),
+    (Qwen3MoeForCausalLM, Qwen3MoeConfig, QWEN3_MOES),
     (OPTForCausalLM, OPTConfig, OPTS),
     (BertModel, BertConfig, BERTS),
 ]
@@ -240,7 +280,8 @@ def random_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
                 )
                 parameter.copy_(scale * noise)
             else:
-                parameter.copy_(noise / parameter.shape[1] ** 0.5)
+                # All experts of a block are one parameter, [experts, out, in].
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
     return model.to(dtype)
 
 
@@ -257,6 +298,8 @@ def respell(folder: Path) -> None:
 
 def reload(folder: Path, model: PreTrainedModel, more: dict) -> PreTrainedModel:
     """The goldens are of the files, so they are computed from what was read back."""
+    if hasattr(model.config, "num_experts_per_tok"):
+        more = more | {"experts_implementation": "eager"}
     read, info = type(model).from_pretrained(
         folder,
         dtype="auto",

@@ -18,7 +18,7 @@ MAY_INCLUDE = {
 TORCH = re.compile(r"(ATen|torch|c10)/")
 CUDA_ALLOWED = ("stages/ops/", "pipeline/device/")
 FAMILIES = re.compile(
-    r"\b(llama|mistral|qwen2|qwen3|opt|bert|mixtral)\b", re.IGNORECASE
+    r"\b(llama|mistral|qwen2|qwen3|qwen3_moe|opt|bert|mixtral)\b", re.IGNORECASE
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
 

@@ -7,7 +7,7 @@
 
 #include "stages/errors.h"
 #include "stages/model/norm.h"
-#include "tests/support/tiny_llama.h"
+#include "tests/support/tiny_moe.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
@@ -223,6 +223,48 @@ TEST(Calibrate, CostOfNoWindowsIsNone) {
   TinySpan span(kWindows, at::kFloat, at::kFloat);
   EXPECT_EQ(cost_of(span, {0, 2}, 0).flop(), 0);
   EXPECT_EQ(cost_of(span, {0, 2}, 0).bytes_moved, 0);
+}
+
+TEST(Calibrate, StatisticsOfAnExpertAreOfItsTokensAlone) {
+  TinySpan span(testing::tiny_moe(), kWindows, at::kFloat, at::kFloat);
+  run(span, Calibrate::Statistics::kGram);
+  const BlockWeights& weights = span.job.dense[0];
+  const int64_t hidden = span.architecture.hidden;
+  std::vector<at::Tensor> grams(5, at::zeros({hidden, hidden}));
+  std::vector<int64_t> tokens(5);
+  for (const at::Tensor& x : span.boundaries.held[1]) {
+    const at::Tensor rows =
+        weights.norms.at("before_mlp").gain * rms_normalize(x, span.architecture.norm_epsilon);
+    for (const at::Tensor& row : rows.unbind(0)) {
+      const at::Tensor chosen = std::get<1>(weights.router.mv(row).topk(2));
+      for (int64_t i = 0; i < 2; ++i) {
+        const auto expert = size_t(chosen[i].item<int64_t>());
+        grams[expert] = grams[expert] + row.outer(row);
+        ++tokens[expert];
+      }
+    }
+  }
+  for (size_t expert = 0; expert < 5; ++expert) {
+    const std::string name = "model.layers.0.expert_" + std::to_string(expert);
+    const InputStatistics& statistics = span.job.statistics.at(name + "_in");
+    EXPECT_EQ(statistics.tokens, tokens[expert]);
+    EXPECT_EQ(span.job.statistics.at(name + "_units").tokens, tokens[expert]);
+    EXPECT_THAT(statistics.gram, IsCloseTo(grams[expert]));
+    EXPECT_THAT(statistics.sum_of_squares.to(at::kFloat), IsCloseTo(grams[expert].diagonal()));
+  }
+}
+
+TEST(Calibrate, AnExpertWithoutTokensHasStatisticsOfNothing) {
+  TinySpan span(testing::tiny_moe(), kWindows, at::kFloat, at::kFloat);
+  testing::starve_the_last_expert(span);
+  run(span, Calibrate::Statistics::kGram);
+  const InputStatistics& statistics = span.job.statistics.at("model.layers.0.expert_4_in");
+  EXPECT_EQ(statistics.tokens, 0);
+  EXPECT_EQ(statistics.gram.count_nonzero().item<int64_t>(), 0);
+  EXPECT_EQ(statistics.sum_of_squares.count_nonzero().item<int64_t>(), 0);
+  EXPECT_EQ(span.job.statistics.at("model.layers.0.expert_3_in").tokens +
+                span.job.statistics.at("model.layers.0.expert_2_in").tokens,
+            kWindows * TinySpan::kSeqlen);
 }
 
 }  // namespace

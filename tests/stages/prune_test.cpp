@@ -334,5 +334,40 @@ TEST(Prune, CostHoldsMasksAndTheLargestScore) {
   EXPECT_EQ(Prune(options).cost({architecture, {6, 8}, 128, 512, 2}).bytes_held, 0);
 }
 
+class PruneStarved : public ::testing::TestWithParam<PruneMethod> {};
+
+TEST_P(PruneStarved, AnInputThatNoTokenReachedIsPrunedByMagnitudeAndReported) {
+  Block block;
+  InputStatistics& statistics = block.span.statistics.at("model.layers.3.mlp.input");
+  statistics = {at::zeros({kIn}, at::kDouble), 0, at::zeros({kIn, kIn})};
+  PruneOptions options;
+  options.method = GetParam();
+  const Variant variant = block.prune(options);
+  const at::Tensor scores = block.up().to(at::kFloat).abs();
+  EXPECT_TRUE(variant.masks.at(kUp).equal(keep_mask_by_row(scores, 0.5)));
+  EXPECT_TRUE(variant.adapted.at(kUp).equal(
+      block.up().masked_fill(variant.masks.at(kUp).logical_not(), 0)));
+  ASSERT_EQ(variant.linears.size(), 2u);
+  EXPECT_EQ(variant.linears[1].method, "magnitude");
+  EXPECT_EQ(variant.linears[1].fallback, "no calibration token was routed to it");
+  EXPECT_THAT(variant.linears[0].fallback, IsEmpty());
+  EXPECT_THAT(variant.trained, ::testing::Not(::testing::Contains(kUp)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, PruneStarved,
+                         ::testing::Values(PruneMethod::kWanda, PruneMethod::kRia,
+                                           PruneMethod::kSparseGpt));
+
+TEST(Prune, SparseGptFallsBackToWandaWhereOnlyHeldOutTokensWereSeen) {
+  Block block;
+  block.span.statistics.at("model.layers.3.mlp.input").gram.zero_();
+  PruneOptions options;
+  options.method = PruneMethod::kSparseGpt;
+  const Variant variant = block.prune(options);
+  EXPECT_EQ(variant.linears[1].method, "wanda");
+  EXPECT_EQ(variant.linears[1].fallback, "only held-out calibration tokens were routed to it");
+  EXPECT_TRUE(variant.masks.at(kUp).equal(block.prune({}).masks.at(kUp)));
+}
+
 }  // namespace
 }  // namespace coppice

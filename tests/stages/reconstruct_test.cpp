@@ -11,7 +11,7 @@
 #include "stages/reconstruct/schedule.h"
 #include "stages/reconstruct/window_loss.h"
 #include "tests/support/golden.h"
-#include "tests/support/tiny_llama.h"
+#include "tests/support/tiny_moe.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
@@ -548,6 +548,54 @@ TEST(Schedule, ShuffleIsAFunctionOfSeedNameAndEpoch) {
   EXPECT_NE(order, epoch_order(other_seed, "model.layers.0.mlp", 0, 16));
   EXPECT_THAT(order, ::testing::UnorderedElementsAreArray(epoch_order({}, "", 0, 16)));
 }
+
+// ---- experts ----
+
+class ReconstructExperts : public ::testing::TestWithParam<Solver> {
+ protected:
+  // Inputs that can stand in for each other, and enough of them for every expert's fit.
+  ReconstructExperts() {
+    const at::Tensor directions = at::randn({6, span_.architecture.hidden});
+    for (at::Tensor& x : span_.boundaries.held[1]) {
+      x = at::randn({TinySpan::kSeqlen, 6}).mm(directions);
+    }
+    testing::starve_the_last_expert(span_);
+    for (auto& [name, tensor] : span_.variant().adapted) pruned_[name] = tensor.clone();
+  }
+  WindowReport reconstruct() {
+    WindowJob job{span_.job, kMlp, &span_.variant()};
+    Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25}).run(job);
+    ReconstructOptions options = options_with(1e-2, 4);
+    options.solver = GetParam();
+    return run(span_, kMlp, options);
+  }
+
+  TinySpan span_{testing::tiny_moe(), 5 * kWindows, at::kFloat, at::kFloat};
+  std::map<std::string, at::Tensor> pruned_;
+};
+
+TEST_P(ReconstructExperts, ThoseWithTokensGainAndOneWithoutStaysAsItWasPruned) {
+  const WindowReport report = reconstruct();
+  EXPECT_NE(report.kept, "pruned") << report.fallback;
+  EXPECT_LT(report.validation_reconstructed, report.validation_pruned);
+  for (const char* part : {"gate", "up", "down"}) {
+    const auto weight = [&](int expert) {
+      return "model.layers.0.mlp.experts." + std::to_string(expert) + "." + part + "_proj.weight";
+    };
+    EXPECT_THAT(span_.variant().adapted.at(weight(4)), IsIdenticalTo(pruned_.at(weight(4))));
+    EXPECT_FALSE(span_.variant().adapted.at(weight(0)).equal(pruned_.at(weight(0))));
+  }
+}
+
+TEST_P(ReconstructExperts, RoutersAreNeverTrained) {
+  reconstruct();
+  EXPECT_FALSE(span_.variant().adapted.contains("model.layers.0.mlp.gate.weight"));
+  EXPECT_THAT(span_.variant().trained, ::testing::Not(Contains("model.layers.0.mlp.gate.weight")));
+}
+
+INSTANTIATE_TEST_SUITE_P(Solvers, ReconstructExperts,
+                         ::testing::Values(Solver::kAdamW, Solver::kLeastSquares,
+                                           Solver::kLeastSquaresAdamW));
 
 }  // namespace
 }  // namespace coppice

@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "stages/model/block_forward.h"
 #include "stages/span_job.h"
@@ -74,9 +75,13 @@ struct TinySpan {
 
   TinySpan(int num_windows, at::ScalarType stored, at::ScalarType compute, int seed = 1,
            int num_blocks = 1)
-      : architecture(tiny_llama(num_blocks)),
+      : TinySpan(tiny_llama(num_blocks), num_windows, stored, compute, seed) {}
+
+  TinySpan(Architecture described, int num_windows, at::ScalarType stored, at::ScalarType compute,
+           int seed = 1)
+      : architecture(std::move(described)),
         rotary(make_rotary_table(architecture.rope, architecture.head_dim, 64, compute, at::kCPU)),
-        job{{0, 2 * num_blocks},
+        job{{0, 2 * int(architecture.num_blocks)},
             architecture,
             seeded_blocks(stored, seed),
             compute,

@@ -7,7 +7,7 @@
 #include <functional>
 #include <numeric>
 
-#include "tests/support/tiny_llama.h"
+#include "tests/support/tiny_moe.h"
 
 namespace coppice {
 namespace {
@@ -116,6 +116,39 @@ TEST(HalfCost, KeptActivationsAreCountedTensorByTensor) {
   const int64_t q = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
   EXPECT_EQ(kept_activations(a, Half::kAttention), 3 * a.hidden + (q + kv + kv) + q + a.hidden);
   EXPECT_EQ(kept_activations(a, Half::kMlp), 3 * a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
+}
+
+TEST(HalfCost, AllExpertsAndTheRouterAreParameters) {
+  const Architecture a = testing::tiny_moe();
+  const int64_t expert = 3 * a.hidden * a.ffn + 2 * a.ffn + a.hidden;
+  EXPECT_EQ(half_parameters(a, Half::kMlp), 5 * expert + 5 * a.hidden + a.hidden);
+}
+
+// Of five experts a token goes through two, and through the router.
+TEST(HalfCost, ProductsOfExpertsAreThoseATokenGoesThrough) {
+  const Architecture a = testing::tiny_moe();
+  const double router = 2 * kTokens * double(5 * a.hidden);
+  const double product = 2 * kTokens * double(a.hidden * a.ffn);
+  EXPECT_DOUBLE_EQ(linear_flop(a, Half::kMlp, kTokens), 2 * 3 * product + router);
+  EXPECT_DOUBLE_EQ(first_linear_flop(a, Half::kMlp, kTokens), 2 * 2 * product + router);
+}
+
+TEST(HalfCost, AnExpertReadsItsShareOfTheTokens) {
+  const Architecture a = testing::tiny_moe();
+  const std::map<std::string, ReadInput> inputs = inputs_of(a, Half::kMlp);
+  EXPECT_EQ(inputs.size(), 10u);
+  EXPECT_EQ(inputs.at("expert_3_in").width, a.hidden);
+  EXPECT_EQ(inputs.at("expert_3_units").width, a.ffn);
+  EXPECT_DOUBLE_EQ(inputs.at("expert_3_in").share_of_tokens, 0.4);
+  EXPECT_DOUBLE_EQ(inputs_of(a, Half::kAttention).at("attention_in").share_of_tokens, 1);
+}
+
+// x, x̂, gain ∘ x̂; logits, probabilities and their softmax; of each of two experts its rows of x̂ and
+// gain ∘ x̂, gate, up and what down reads, its output and that weighted.
+TEST(HalfCost, KeptActivationsOfExpertsAreCountedTensorByTensor) {
+  const Architecture a = testing::tiny_moe();
+  EXPECT_EQ(kept_activations(a, Half::kMlp),
+            3 * a.hidden + 3 * 5 + 2 * (2 * a.hidden + 3 * a.ffn + 2 * a.hidden));
 }
 
 }  // namespace

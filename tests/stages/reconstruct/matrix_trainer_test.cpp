@@ -10,7 +10,7 @@
 
 #include "stages/calibrate.h"
 #include "stages/reconstruct/least_squares.h"
-#include "tests/support/tiny_llama.h"
+#include "tests/support/tiny_moe.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
@@ -219,6 +219,25 @@ TEST(MatrixTrainer, MixedPropagationAimsAtTheDenseModelsOwnOutput) {
   EXPECT_EQ(run(span, 1, options).back().validation_pruned, 0);
   options.propagation = Propagation::kMixed;
   EXPECT_GT(run(span, 1, options).back().validation_pruned, 0);
+}
+
+TEST(MatrixTrainer, AnExpertWithoutTokensIsAWindowThatStaysAsItWasPruned) {
+  TinySpan span(testing::tiny_moe(), kMany, at::kFloat, at::kFloat);
+  correlate(span);
+  testing::starve_the_last_expert(span);
+  WindowJob job{span.job, {1, 2}};
+  Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25}).run(job);
+  ReconstructOptions options = options_with(1e-2, 2);
+  options.solver = Solver::kLeastSquaresAdamW;
+  const std::vector<WindowReport> reports = run(span, 1, options);
+  ASSERT_EQ(reports.size(), 15u);
+  for (const WindowReport& report : reports) {
+    const bool is_starved = report.name.find("experts.4.") != std::string::npos;
+    EXPECT_EQ(report.kept == "pruned", is_starved) << report.name << ": " << report.fallback;
+    EXPECT_EQ(report.fallback == "no held-out calibration token was routed to it", is_starved);
+    EXPECT_TRUE(std::isfinite(report.validation_pruned));
+    EXPECT_TRUE(std::isfinite(report.loss_reconstructed));
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/tiny_model.h"
+#include "tests/support/tiny_moe.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
@@ -80,6 +81,32 @@ TEST(BlockAdapters, ThePrunedTensorsAreNeverWritten) {
   adapted.adapters.merged(adapted.adapters.values());
   for (const auto& [name, tensor] : copies) {
     EXPECT_THAT(adapted.adapters.pruned().at(name), IsIdenticalTo(tensor)) << name;
+  }
+}
+
+TEST(BlockAdapters, ARouterIsNotTrainedAndWhatHasNoGradientStays) {
+  const Architecture architecture = testing::tiny_moe();
+  NamedTensors pruned;
+  for (const NamedShape& tensor : block_tensors(architecture, 0)) {
+    pruned[tensor.name] = at::randn(tensor.shape);
+  }
+  BlockAdapters adapters(architecture, 0, pruned, tiny_retrain_options());
+  NamedTensors leaves = adapters.leaves(at::kFloat);
+  EXPECT_FALSE(leaves.at("model.layers.0.mlp.gate.weight").requires_grad());
+  const std::string passed_by = "model.layers.0.mlp.experts.4.";
+  for (const auto& [name, leaf] : leaves) {
+    if (leaf.requires_grad() && !name.starts_with(passed_by)) {
+      leaf.mutable_grad() = at::ones_like(leaf);
+    }
+  }
+  const NamedTensors before = adapters.values();
+  AdamWStep step;
+  step.lr = 0.25;
+  adapters.step(leaves, step);
+  for (const auto& [name, value] : adapters.values()) {
+    // Of an adapter only B moves at first: A's gradient is BᵀG, and B starts at 0.
+    const bool moves = !name.starts_with(passed_by) && !name.ends_with(".lora_A");
+    EXPECT_EQ(value.equal(before.at(name)), !moves) << name;
   }
 }
 
