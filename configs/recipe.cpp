@@ -17,13 +17,6 @@
 namespace coppice {
 namespace {
 
-const RecipeKey* find_key(const std::string& path_or_flag) {
-  for (const RecipeKey& key : recipe_keys()) {
-    if (key.path() == path_or_flag || key.flag() == path_or_flag) return &key;
-  }
-  return nullptr;
-}
-
 std::vector<std::string> known_sections() {
   std::vector<std::string> sections;
   for (const RecipeKey& key : recipe_keys()) {
@@ -93,7 +86,7 @@ void read_section(const std::string& file, const YamlNode& section, Recipe& reci
   for (const YamlNode& node : section.children) {
     const std::string path = section.key + "." + node.key;
     const std::string where = fmt::format("{}:{}: {}", file, node.line, path);
-    const RecipeKey* key = find_key(path);
+    const RecipeKey* key = find_recipe_key(path);
     if (key == nullptr) {
       throw ConfigError(fmt::format("{}: unknown key; did you mean {}?", where,
                                     nearest_path(section.key, node.key)));
@@ -102,8 +95,6 @@ void read_section(const std::string& file, const YamlNode& section, Recipe& reci
     keys_set.push_back(path);
   }
 }
-
-enum class Stated { kByUser, kByNobody };
 
 size_t edit_distance(const std::string& from, const std::string& to) {
   std::vector<size_t> row(to.size() +
@@ -138,102 +129,6 @@ std::string yaml_value(const RecipeKey& key, const std::string& text) {
   return fmt::format("[{}]", fmt::join(entries, ", "));
 }
 
-void check_pattern(PruneOptions& prune, Stated sparsity) {
-  if (prune.pattern.is_unstructured()) return;
-  const std::string pattern =
-      fmt::format("{}:{}", prune.pattern.num_kept, prune.pattern.group_size);
-  const double implied =
-      1.0 - static_cast<double>(prune.pattern.num_kept) / prune.pattern.group_size;
-  // 0.667 is a fair way to state 1:3.
-  if (sparsity == Stated::kByUser && std::abs(prune.sparsity - implied) > 1e-3) {
-    throw ConfigError(
-        fmt::format("prune.sparsity: {}: sparsity_type {} makes it {}; leave it out or state that",
-                    prune.sparsity, pattern, implied));
-  }
-  if (!prune.block_sparsities.empty() || !prune.sparsity_map.empty()) {
-    throw ConfigError(fmt::format(
-        "prune.{}: sparsity_type {} makes every sparsity {}; leave it out",
-        prune.sparsity_map.empty() ? "block_sparsities" : "sparsity_map", pattern, implied));
-  }
-  if (prune.comparison != Comparison::kAuto) {
-    throw ConfigError(
-        fmt::format("prune.comparison: sparsity_type {} compares within {} inputs of a row; leave "
-                    "it out",
-                    pattern, prune.pattern.group_size));
-  }
-  prune.sparsity = implied;
-}
-
-/// Masks that are given decide alone. They make the method `given` where none was stated.
-void check_masks(PruneOptions& prune, Stated method) {
-  if (prune.masks.empty()) {
-    if (prune.method != PruneMethod::kGiven) return;
-    throw ConfigError("prune.method: given: by which masks? prune.masks names their directory");
-  }
-  if (method == Stated::kByNobody) prune.method = PruneMethod::kGiven;
-  if (prune.method != PruneMethod::kGiven) {
-    throw ConfigError(
-        "prune.masks: decide instead of scores; leave out prune.method, or the masks");
-  }
-  const PruneOptions defaults;  // what a written recipe states of them
-  const bool is_told_otherwise = prune.sparsity != defaults.sparsity ||
-                                 !prune.pattern.is_unstructured() ||
-                                 !prune.block_sparsities.empty() || !prune.sparsity_map.empty();
-  if (!is_told_otherwise) return;
-  throw ConfigError(
-      "prune.masks: decide what is pruned; leave out sparsity, sparsity_type, block_sparsities and "
-      "sparsity_map");
-}
-
-void check_comparison(const PruneOptions& prune) {
-  if (prune.method == PruneMethod::kWanda && prune.comparison == Comparison::kMatrix) {
-    throw ConfigError(
-        "prune.comparison: matrix: wanda compares within rows; leave it out, or prune by "
-        "magnitude or ria");
-  }
-  if (prune.method == PruneMethod::kSparseGpt && prune.comparison != Comparison::kAuto) {
-    throw ConfigError(
-        "prune.comparison: sparsegpt compares within the blocks of columns it sweeps; leave it "
-        "out");
-  }
-}
-
-void check_allocation(const Recipe& recipe) {
-  const PruneOptions& prune = recipe.prune;
-  if (prune.allocation == Allocation::kUniform) return;
-  const auto refuse = [](const std::string& why) {
-    throw ConfigError("prune.allocation: owl: " + why);
-  };
-  if (!prune.block_sparsities.empty()) refuse("decides the blocks' sparsities; leave them out");
-  if (!prune.masks.empty()) refuse("masks that are given decide what is pruned; leave one out");
-  if (!prune.pattern.is_unstructured()) {
-    refuse(fmt::format("sparsity_type {}:{} makes every sparsity the same; leave one out",
-                       prune.pattern.num_kept, prune.pattern.group_size));
-  }
-  if (recipe.reconstruct.propagation != Propagation::kDense) {
-    refuse("measures the dense model before the run; it wants reconstruct.propagation dense");
-  }
-  const double most = 2 * prune.owl_lambda;
-  if (prune.sparsity - most < 0 || prune.sparsity + most >= 1) {
-    refuse(
-        fmt::format("a block may get {} more or less than the sparsity of {}, which is no "
-                    "fraction any more; choose a smaller prune.owl_lambda",
-                    most, prune.sparsity));
-  }
-}
-
-void check_rate(const ReconstructOptions& reconstruct) {
-  if (reconstruct.lr > 0) return;
-  if (reconstruct.window.kind == WindowKind::kNone || !trains_adamw(reconstruct)) {
-    throw ConfigError("reconstruct.lr: auto: nothing is trained that a rate could be found for");
-  }
-  if (reconstruct.propagation != Propagation::kDense) {
-    throw ConfigError(
-        "reconstruct.lr: auto: rates are tried on dense activations; it wants "
-        "reconstruct.propagation dense, so that the run meets the same");
-  }
-}
-
 }  // namespace
 
 std::string RecipeKey::flag() const {
@@ -245,8 +140,15 @@ std::string RecipeKey::flag() const {
 
 std::string RecipeKey::path() const { return section + "." + name; }
 
+const RecipeKey* find_recipe_key(const std::string& path_or_flag) {
+  for (const RecipeKey& key : recipe_keys()) {
+    if (key.path() == path_or_flag || key.flag() == path_or_flag) return &key;
+  }
+  return nullptr;
+}
+
 void set_recipe_key(Recipe& recipe, const std::string& key, const std::string& text) {
-  const RecipeKey* known = find_key(key);
+  const RecipeKey* known = find_recipe_key(key);
   if (known == nullptr) {
     const size_t dot = key.find('.');
     const std::string advice = dot == std::string::npos
@@ -281,35 +183,6 @@ std::vector<std::string> read_recipe(const std::filesystem::path& path, Recipe& 
   }
   recipe = std::move(result);
   return keys_set;
-}
-
-void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user) {
-  const auto stated = [&](const std::string& path) {
-    const bool by_user =
-        std::any_of(keys_set_by_user.begin(), keys_set_by_user.end(), [&](const std::string& name) {
-          const RecipeKey* key = find_key(name);
-          return key != nullptr && key->path() == path;
-        });
-    return by_user ? Stated::kByUser : Stated::kByNobody;
-  };
-  check_masks(recipe.prune, stated("prune.method"));
-  check_pattern(recipe.prune, stated("prune.sparsity"));
-  check_comparison(recipe.prune);
-  check_allocation(recipe);
-  check_rate(recipe.reconstruct);
-  if (recipe.reconstruct.window.kind != WindowKind::kNone && recipe.calibration.nsamples < 2) {
-    throw ConfigError(
-        fmt::format("calibration.nsamples: {}: at least 2 when reconstructing, one to train on and "
-                    "one to judge by; or set reconstruct.window to none",
-                    recipe.calibration.nsamples));
-  }
-  if (recipe.prune.statistics == StatisticsOf::kPropagated &&
-      recipe.reconstruct.propagation == Propagation::kDense) {
-    throw ConfigError(
-        "prune.statistics: propagated: the pruned model's activations flow on under "
-        "reconstruct.propagation sparse or mixed only");
-  }
-  recipe.prune.seed = recipe.reconstruct.seed = recipe.calibration.seed;
 }
 
 std::string write_recipe(const Recipe& recipe) {

@@ -65,6 +65,9 @@ struct RecipeKey {
 /// other sections, too.
 const std::vector<RecipeKey>& recipe_keys();
 
+/// By flag or by path; null: there is none.
+const RecipeKey* find_recipe_key(const std::string& name);
+
 /// Sets one key by flag name or by "section.name". Throws ConfigError naming the nearest known key.
 void set_recipe_key(Recipe& recipe, const std::string& key, const std::string& text);
 

@@ -59,12 +59,12 @@ TEST(Survey, OutliersOfSpansBecomeSparsitiesOfBlocks) {
   Recipe recipe;
   recipe.prune.allocation = Allocation::kOwl;
   recipe.prune.owl_lambda = 0.1;
-  const std::map<int, json> surveys = {  // spans of two blocks
+  const std::map<int, json> surveys = {
+      // spans of two blocks
       {0, {{"trials", json::array()}, {"outlier_ratios", {{0.1, 0.3}}}}},
       {2, {{"trials", json::array()}, {"outlier_ratios", {{0.2}}}}}};
   const SurveyedRecipe closed = close_recipes({recipe}, surveys).front();
-  EXPECT_THAT(closed.recipe.prune.block_sparsities,
-              Pointwise(DoubleNear(1e-12), {0.6, 0.4, 0.5}));
+  EXPECT_THAT(closed.recipe.prune.block_sparsities, Pointwise(DoubleNear(1e-12), {0.6, 0.4, 0.5}));
   EXPECT_EQ(closed.found.at("allocation").at("outlier_ratios"), json({0.1, 0.3, 0.2}));
 }
 

@@ -49,8 +49,11 @@ TEST(HeldOutForward, WhatNobodyHandedOnIsOurError) {
 TEST(HeldOutForward, WhatIsNotFiniteIsAnErrorWithItsPlace) {
   TinySpan span(5, at::kFloat, at::kFloat);
   span.variant().adapted.at("model.layers.0.self_attn.o_proj.weight").fill_(INFINITY);
-  EXPECT_THAT([&] { run(span, {0, 2}); },
-              ::testing::ThrowsMessage<NumericalError>(::testing::HasSubstr("half-block 1")));
+  EXPECT_THAT(
+      [&] {
+        run(span, {0, 2});
+      },
+      ::testing::ThrowsMessage<NumericalError>(::testing::HasSubstr("half-block 1")));
 }
 
 TEST(HeldOutForward, CostsTheShareOfTheWindowsThatAreHeldOut) {
