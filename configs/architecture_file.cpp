@@ -11,6 +11,7 @@
 #include "configs/config_json.h"
 #include "configs/errors.h"
 #include "configs/family.h"
+#include "configs/fp8_json.h"
 #include "configs/rope_json.h"
 #include "storage/io/file.h"  // read_file
 
@@ -42,13 +43,6 @@ Family claiming_family(const ConfigJson& config, const std::filesystem::path& ex
       fmt::format("{} is unknown; known: {}; another one with this kind of block can "
                   "be described in a file, see --architecture",
                   classes.front(), fmt::join(known, ", ")));
-}
-
-void refuse_quantized(const ConfigJson& config) {
-  if (!config.has("quantization_config")) return;
-  throw config.wrong("quantization_config",
-                     "quantised weights cannot be pruned; load the model with transformers, "
-                     "dequantise it, and save it in bf16");
 }
 
 int64_t size_of(const ConfigJson& config, const Family& family, const std::string& dim) {
@@ -276,10 +270,11 @@ Architecture load_architecture(const std::filesystem::path& model_directory,
                                const std::filesystem::path& extra) {
   const ConfigJson config(model_directory / "config.json");
   const Family family = claiming_family(config, extra);
-  refuse_quantized(config);
+  const ScaleBlock scale_block = scale_block_of(config);
   require_values(config, family);
 
   Architecture architecture;
+  architecture.scale_block = scale_block;
   architecture.family = family.name;
   architecture.block_prefix = family.block_prefix;
   architecture.units = family.units;

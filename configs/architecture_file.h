@@ -19,10 +19,11 @@ Architecture load_architecture(const std::filesystem::path& model_directory,
                                const std::filesystem::path& extra = {});
 
 /// Compares the checkpoint's headers with what the architecture expects: every tensor there, with
-/// its shape, in a dtype we compute with (F32, F16, BF16; the same within a block). Sets
-/// architecture.dtype, and `tied` when the head is absent. Throws ConfigError or CorruptionError
-/// naming tensor, expected, found. Returns the names of tensors nobody knows: they are copied
-/// through.
+/// its shape, in a dtype we compute with (F32, F16, BF16; the same within a block); where the
+/// architecture has a scale block, matrices of the blocks may be FP8 (F8_E4M3) with their scales
+/// (F32) beside them, the rest is BF16. Sets architecture.dtype, and `tied` when the head is
+/// absent. Throws ConfigError or CorruptionError naming tensor, expected, found. Returns the names
+/// of tensors nobody knows: they are copied through.
 std::vector<std::string> match_checkpoint(Architecture& architecture,
                                           const CheckpointReader& checkpoint);
 

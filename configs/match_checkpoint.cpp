@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <set>
 
 #include "configs/architecture_file.h"
@@ -13,13 +12,16 @@
 namespace coppice {
 namespace {
 
-const std::array<std::string, 3> kDtypes = {"F32", "F16", "BF16"};
+const std::vector<std::string> kDtypes = {"F32", "F16", "BF16"};
+const std::string kWidened = "BF16";  // what FP8 becomes
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-const TensorInfo& matched(const CheckpointReader& checkpoint, const NamedShape& expected) {
+/// `dtypes` are those it may have.
+const TensorInfo& matched(const CheckpointReader& checkpoint, const NamedShape& expected,
+                          const std::vector<std::string>& dtypes) {
   const std::string directory = checkpoint.directory().string();
   if (!checkpoint.has(expected.name)) {
     throw CorruptionError(directory, 0,
@@ -28,11 +30,11 @@ const TensorInfo& matched(const CheckpointReader& checkpoint, const NamedShape& 
                           "absent");
   }
   const TensorInfo& tensor = checkpoint.tensor(expected.name);
-  if (std::find(kDtypes.begin(), kDtypes.end(), tensor.dtype) == kDtypes.end()) {
+  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
     throw ConfigError(
         fmt::format("{}: {}: {}: this dtype is not computed with; save the model in "
                     "one of {}",
-                    directory, expected.name, tensor.dtype, fmt::join(kDtypes, ", ")));
+                    directory, expected.name, tensor.dtype, fmt::join(dtypes, ", ")));
   }
   if (tensor.shape != expected.shape) {
     const auto& shard = checkpoint.files()[checkpoint.extent(expected.name).file];
@@ -44,16 +46,42 @@ const TensorInfo& matched(const CheckpointReader& checkpoint, const NamedShape& 
   return tensor;
 }
 
+/// A tensor of the blocks; of FP8 its scales, too. Returns the dtype that it is computed in.
+std::string match_tensor(const Architecture& architecture, const CheckpointReader& checkpoint,
+                         const NamedShape& expected, std::set<std::string>& known) {
+  known.insert(expected.name);
+  const bool may_be_fp8 = architecture.scale_block.is_there() && expected.shape.size() == 2;
+  if (!may_be_fp8) return matched(checkpoint, expected, kDtypes).dtype;
+  const std::string dtype = matched(checkpoint, expected, {kWidened, kFp8}).dtype;
+  if (dtype != kFp8) return dtype;
+  const NamedShape scales = {scales_name(expected.name),
+                             scales_shape(architecture.scale_block, expected.shape)};
+  known.insert(scales.name);
+  matched(checkpoint, scales, {"F32"});
+  return kWidened;
+}
+
 void match_block(const Architecture& architecture, const CheckpointReader& checkpoint, int block,
                  std::set<std::string>& known) {
   for (const NamedShape& expected : block_tensors(architecture, block)) {
-    const TensorInfo& tensor = matched(checkpoint, expected);
-    known.insert(expected.name);
-    if (tensor.dtype == architecture.dtype) continue;
+    const std::string dtype = match_tensor(architecture, checkpoint, expected, known);
+    if (dtype == architecture.dtype) continue;
     throw ConfigError(fmt::format(
         "{}: {}: {}: must be {} as the first tensor of the blocks; save the model in one dtype",
-        checkpoint.directory().string(), expected.name, tensor.dtype, architecture.dtype));
+        checkpoint.directory().string(), expected.name, dtype, architecture.dtype));
   }
+}
+
+/// Scales whose weight is not FP8 belong to another checkpoint.
+void require_no_scales(const Architecture& architecture, const CheckpointReader& checkpoint,
+                       const std::string& name) {
+  static const std::string kSuffix = scales_name("");
+  if (!architecture.scale_block.is_there() || !name.ends_with(kSuffix)) return;
+  const std::string weight = name.substr(0, name.size() - kSuffix.size());
+  throw CorruptionError(
+      checkpoint.directory().string(), 0,
+      fmt::format("an FP8 weight ({}) of the blocks with the scales '{}'", kFp8, name),
+      checkpoint.has(weight) ? checkpoint.tensor(weight).dtype : "none");
 }
 
 }  // namespace
@@ -66,17 +94,20 @@ std::vector<std::string> match_checkpoint(Architecture& architecture,
   }
   std::set<std::string> known;
   for (const NamedShape& expected : outer_tensors(architecture)) {
-    matched(checkpoint, expected);
+    matched(checkpoint, expected, kDtypes);
     known.insert(expected.name);
   }
-  architecture.dtype = matched(checkpoint, block_tensors(architecture, 0).front()).dtype;
+  architecture.dtype =
+      match_tensor(architecture, checkpoint, block_tensors(architecture, 0).front(), known);
   for (int block = 0; block < architecture.num_blocks; ++block) {
     match_block(architecture, checkpoint, block, known);
   }
 
   std::vector<std::string> unknown;
   for (const std::string& name : checkpoint.names()) {
-    if (known.count(name) == 0) unknown.push_back(name);
+    if (known.count(name) != 0) continue;
+    require_no_scales(architecture, checkpoint, name);
+    unknown.push_back(name);
   }
   return unknown;
 }

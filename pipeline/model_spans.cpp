@@ -155,9 +155,13 @@ SpanReads ModelSpans::block_reads(int first_block, int last_block) const {
   SpanReads reads;
   std::vector<Extent> wanted;
   for (int block = first_block; block < last_block; ++block) {
+    const auto want = [&](const std::string& name) {
+      reads.placement_of[name] = wanted.size();
+      wanted.push_back(model_.checkpoint.extent(name));
+    };
     for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
-      reads.placement_of[tensor.name] = wanted.size();
-      wanted.push_back(model_.checkpoint.extent(tensor.name));
+      want(tensor.name);
+      if (model_.checkpoint.tensor(tensor.name).dtype == kFp8) want(scales_name(tensor.name));
     }
     if (masks_ == nullptr) continue;
     for (const LinearSpec& linear : model_.architecture.linears) {

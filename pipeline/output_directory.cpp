@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "pipeline/mask_source.h"  // bitmask_name
 
@@ -26,6 +27,13 @@ bool is_side_file(const fs::path& path) {
   return !is_weights && !is_ours && name[0] != '.' && extension != ".tmp";
 }
 
+// What is written is bf16.
+std::string without_quantization(const std::string& config) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(config);
+  json.erase("quantization_config");
+  return json.dump(2) + "\n";
+}
+
 void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
   if (tensor.const_data_ptr() == destination.data()) return;  // it was made there
   const at::Tensor host = tensor.to(at::kCPU).contiguous();
@@ -41,9 +49,18 @@ std::vector<TensorSpec> OutputDirectory::block_specs(int block) const {
   std::vector<TensorSpec> specs;
   for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
     const TensorInfo& info = model_.checkpoint.tensor(tensor.name);
-    specs.push_back({info.name, info.dtype, info.shape});
+    specs.push_back({info.name, widened_dtype(info), info.shape});
   }
   return specs;
+}
+
+uint64_t OutputDirectory::tensor_bytes() const {
+  uint64_t bytes = 0;
+  for (const std::string& name : outer_names()) bytes += model_.checkpoint.tensor(name).bytes;
+  for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+    for (const TensorSpec& spec : block_specs(block)) bytes += spec.bytes();
+  }
+  return bytes;
 }
 
 std::vector<std::string> OutputDirectory::outer_names() const {
@@ -72,7 +89,7 @@ std::span<std::byte> OutputDirectory::part_of(std::span<std::byte> memory, int f
 
 uint64_t OutputDirectory::total_bytes() const {
   constexpr uint64_t kHeaderBytes = 64 << 10;
-  return model_.checkpoint.total_bytes() + uint64_t(num_shards()) * kHeaderBytes;
+  return tensor_bytes() + uint64_t(num_shards()) * kHeaderBytes;
 }
 
 std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> memory, int block,
@@ -161,7 +178,10 @@ FileRecord OutputDirectory::write_outer() const {
 void OutputDirectory::copy_side_files() const {
   for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
     if (!entry.is_regular_file() || !is_side_file(entry.path())) continue;
-    write_file(path_ / entry.path().filename(), read_file(entry.path()));
+    const bool says_fp8 =
+        model_.architecture.scale_block.is_there() && entry.path().filename() == "config.json";
+    const std::string text = read_file(entry.path());
+    write_file(path_ / entry.path().filename(), says_fp8 ? without_quantization(text) : text);
   }
 }
 
@@ -172,7 +192,7 @@ void OutputDirectory::write_index() const {
     for (const TensorSpec& spec : block_specs(block))
       shard_of_tensor[spec.name] = block_shard(block);
   }
-  coppice::write_index(path_, shard_of_tensor, model_.checkpoint.total_bytes());
+  coppice::write_index(path_, shard_of_tensor, tensor_bytes());
 }
 
 }  // namespace coppice

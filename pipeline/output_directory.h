@@ -62,7 +62,8 @@ class OutputDirectory {
   /// Everything outside the blocks, and what nobody knows, unchanged.
   FileRecord write_outer() const;
 
-  /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim.
+  /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim; but where
+  /// weights were FP8, config.json without its `quantization_config`.
   void copy_side_files() const;
 
   /// Last: from here on the directory loads.
@@ -71,6 +72,7 @@ class OutputDirectory {
  private:
   std::vector<TensorSpec> block_specs(int block) const;
   std::vector<std::string> outer_names() const;
+  uint64_t tensor_bytes() const;  // of all that is written
   std::filesystem::path masks_shard(int block) const;
 
   std::filesystem::path path_;

@@ -93,11 +93,19 @@ class RetrainRun {
   Clock::time_point last_save_;
 };
 
+SourceModel open_pruned(const RetrainRunOptions& options) {
+  SourceModel model = open_model(options.model, options.architecture);
+  if (!model.architecture.scale_block.is_there()) return model;
+  throw ConfigError(fmt::format(
+      "--model: {}: FP8 weights are not retrained; coppice run prunes them and writes bf16",
+      options.model.string()));
+}
+
 // What does not fit is refused before anything is made, tokenised or read.
 RetrainRun::RetrainRun(const RetrainRunOptions& options)
     : options_(options),
       progress_(options.verbosity),
-      model_(open_model(options.model, options.architecture)),
+      model_(open_pruned(options)),
       device_(make_device(
           {options.resources.device, options.resources.compute_dtype, options.resources.threads})),
       output_(options.output, model_),

@@ -16,6 +16,12 @@ struct SourceModel {
   std::vector<std::string> unknown_tensors;  // copied through
 };
 
+/// The dtype in which a tensor is computed with and written: FP8 weights are widened to bf16.
+std::string widened_dtype(const TensorInfo& tensor);
+
+/// The elements of all tensors, without the scales of FP8 weights.
+uint64_t count_parameters(const SourceModel& model);
+
 /// Reads config.json and headers, and matches them. `extra_architecture` may be empty.
 /// Throws ConfigError, IoError, CorruptionError.
 SourceModel open_model(const std::filesystem::path& directory,

@@ -3,6 +3,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
+#include "stages/model/block_scales.h"  // FP8
 #include "stages/model/stem.h"
 
 namespace coppice {
@@ -40,7 +41,10 @@ at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const De
   // A chunk of the head holds some of the rows, of positions as many as windows are long.
   if (bytes.size() < info.bytes)
     shape[0] = int64_t(bytes.size() / (info.bytes / uint64_t(shape[0])));
-  return device.view(bytes, shape, scalar_type(info.dtype));
+  if (info.dtype != kFp8) return device.view(bytes, shape, scalar_type(info.dtype));
+  return widened_fp8(device.view(bytes, shape, at::kFloat8_e4m3fn),
+                     slot_tensor(span, model, device, scales_name(name)),
+                     model.architecture.scale_block);
 }
 
 void give_masks(const GraphSpan& span, const MaskSource& masks, const Device& device,

@@ -27,7 +27,8 @@ void plan_span(GraphSpan& span, const ModelSpans& spans, const ModelSpan& what);
 
 SpanWork& work_of(GraphSpan& span);
 
-/// A tensor of the span's slot by name. Valid while the span holds its slot.
+/// A tensor of the span's slot by name. Valid while the span holds its slot. An FP8 weight is
+/// widened: a new tensor.
 at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const Device& device,
                        const std::string& name);
 
@@ -43,7 +44,7 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
 /// Whether hidden states inside a block come from the cache or are made again.
 enum class Targets { kCached, kRecomputed };
 
-/// Makes the SpanJob of a span of blocks: their weights are views of the slot.
+/// Makes the SpanJob of a span of blocks: their weights are views of the slot, or widened.
 void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
                const RotaryTable& rotary, Boundaries& boundaries, std::vector<Variant> variants,
                Targets targets = Targets::kCached);

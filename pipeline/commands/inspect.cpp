@@ -21,9 +21,9 @@ struct Census {
 
 Census count(const SourceModel& model) {
   Census census;
+  census.parameters = count_parameters(model);
   for (const SafetensorsHeader& header : model.checkpoint.headers()) {
     for (const TensorInfo& tensor : header.tensors) {
-      census.parameters += uint64_t(tensor.num_elements());
       census.bytes += tensor.bytes;
       census.bytes_by_dtype[tensor.dtype] += tensor.bytes;
     }
@@ -51,6 +51,7 @@ json as_json(const SourceModel& model, const Census& census) {
           {"heads", a.heads},
           {"kv_heads", a.kv_heads},
           {"head_dim", a.head_dim},
+          {"fp8_scale_block", {a.scale_block.rows, a.scale_block.columns}},
           {"experts", a.experts.count},
           {"experts_per_token", a.experts.per_token},
           {"vocab", a.vocab},
@@ -81,6 +82,10 @@ void print(const SourceModel& model, const Census& census) {
   }
   fmt::print("  shards      {}, {} in all\n", model.checkpoint.files().size(),
              human_bytes(double(census.bytes)));
+  if (a.scale_block.is_there()) {
+    fmt::print("  FP8         with a scale for {} x {} weights; written as bf16\n",
+               a.scale_block.rows, a.scale_block.columns);
+  }
   if (a.experts.count > 0) {
     fmt::print("  experts     {}, of which {} a token; router {} (never pruned)\n", a.experts.count,
                a.experts.per_token, a.experts.router);

@@ -172,11 +172,18 @@ uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
          uint64_t(settings.outputs) * adapted_bytes(in) + stored + kOtherMappedBytes;
 }
 
+/// A block's FP8 weights are widened when it is worked on, and stay so until it leaves its slot.
+void add_widened(const PlanInputs& in, const RunSettings& settings, std::vector<PlanItem>& items) {
+  if (in.widened_bytes == 0) return;
+  items.push_back({"FP8 weights as bf16", uint64_t(settings.slots) * in.widened_bytes});
+}
+
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {
   std::vector<PlanItem> items = {{"program, libraries, threads", in.process_bytes + kGrowthBytes}};
   if (in.is_host) {
     items.push_back({fmt::format("blocks read ahead ({} slots)", settings.slots),
                      uint64_t(settings.slots) * in.slot_bytes});
+    add_widened(in, settings, items);
     const double held = held_by_stages(in, settings);
     items.push_back({"work of the largest stage", uint64_t(held * (1 + kAllocatorShare))});
   } else {
@@ -197,11 +204,13 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
 
 std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& settings) {
   if (in.is_host) return {};
-  return {
+  std::vector<PlanItem> items = {
       {fmt::format("blocks read ahead ({} slots)", settings.slots),
        uint64_t(settings.slots) * in.slot_bytes},
       {"work of the largest stage", uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))},
       {"adapted tensors", in.image_bytes + in.mask_bytes}};
+  add_widened(in, settings, items);
+  return items;
 }
 
 // ---- disk ---------------------------------------------------------------------------------------

@@ -57,6 +57,20 @@ uint64_t outer_bytes(const SourceModel& model) {
   return bytes;
 }
 
+// Of the largest block, what is FP8 in its slot and bf16 beside it.
+uint64_t widened_bytes(const SourceModel& model) {
+  uint64_t largest = 0;
+  for (int block = 0; block < model.architecture.num_blocks; ++block) {
+    uint64_t bytes = 0;
+    for (const NamedShape& named : block_tensors(model.architecture, block)) {
+      const TensorInfo& tensor = model.checkpoint.tensor(named.name);
+      if (tensor.dtype == kFp8) bytes += 2 * uint64_t(tensor.num_elements());
+    }
+    largest = std::max(largest, bytes);
+  }
+  return largest;
+}
+
 // Of a block, were every linear pruned.
 uint64_t bitmask_bytes(const Architecture& architecture) {
   uint64_t bytes = 0;
@@ -135,6 +149,7 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
   inputs.blocks_to_do = int(left.blocks.size());
   inputs.slot_bytes = spans.slot_bytes();
+  inputs.widened_bytes = widened_bytes(model) * uint64_t(spans.blocks_per_span());
   inputs.image_bytes = output.largest_image_bytes(spans.blocks_per_span());
   inputs.block_read_bytes = blocks_read_bytes(spans, left);
   inputs.outer_bytes = uint64_t(left.outer_copies) * outer_bytes(model);

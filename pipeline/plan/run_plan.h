@@ -79,6 +79,7 @@ struct PlanInputs {
 
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
+  uint64_t widened_bytes = 0;     // of a span's FP8 weights as bf16
   uint64_t image_bytes = 0;       // of the shards of a span, of one recipe
   uint64_t mask_bytes = 0;        // of its bitmasks, where they are exported
   uint64_t block_read_bytes = 0;  // of all blocks to do, as the read plan has them

@@ -84,6 +84,9 @@ std::string model_card(const json& report, const std::string& base_card) {
                 window_text(reconstruct.at("window")),
                 reconstruct.at("solver").get<std::string>()));
   card += kStoredZeros;
+  if (const json& model = report.at("model"); model.contains("note")) {
+    card += fmt::format("Of {}: {}.\n\n", base, model.at("note").get<std::string>());
+  }
   card += fmt::format("Calibration: {} windows of {} tokens.\n\n",
                       report.at("calibration").at("nsamples").get<int>(),
                       report.at("calibration").at("seqlen").get<int>());

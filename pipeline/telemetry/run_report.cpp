@@ -26,14 +26,14 @@ json recipe_json(const Recipe& recipe) {
 }
 
 json model_report(const SourceModel& model) {
-  uint64_t parameters = 0;
-  for (const SafetensorsHeader& header : model.checkpoint.headers()) {
-    for (const TensorInfo& tensor : header.tensors) parameters += uint64_t(tensor.num_elements());
+  json report = {{"path", model.checkpoint.directory().string()},
+                 {"architecture", model.architecture.family},
+                 {"parameters", count_parameters(model)},
+                 {"sha256", sha256_file(model.checkpoint.index_path())}};
+  if (model.architecture.scale_block.is_there()) {
+    report["note"] = "weights were FP8 with block scales; written as bf16";
   }
-  return {{"path", model.checkpoint.directory().string()},
-          {"architecture", model.architecture.family},
-          {"parameters", parameters},
-          {"sha256", sha256_file(model.checkpoint.index_path())}};
+  return report;
 }
 
 json block_report(int block, const std::string& prefix, const Variant& variant) {

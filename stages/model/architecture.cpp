@@ -58,6 +58,13 @@ std::string in_block(const Architecture& architecture, int block, const std::str
   return prefix + name;
 }
 
+std::string scales_name(const std::string& weight) { return weight + "_scale_inv"; }
+
+std::vector<int64_t> scales_shape(const ScaleBlock& block, const std::vector<int64_t>& weight) {
+  return {(weight.at(0) + block.rows - 1) / block.rows,
+          (weight.at(1) + block.columns - 1) / block.columns};
+}
+
 std::string router_tensor(const Architecture& architecture, int block) {
   return in_block(architecture, block, architecture.experts.router) + ".weight";
 }

@@ -73,6 +73,14 @@ struct NormSpec {
   int64_t size = 0;
 };
 
+/// Weights that are stored as FP8 have a scale for every block of so many rows and columns (the
+/// last ones may be smaller), in a tensor beside them. 0: none are stored so.
+struct ScaleBlock {
+  int64_t rows = 0;
+  int64_t columns = 0;
+  bool is_there() const { return rows > 0; }
+};
+
 /// What structured pruning removes together: rows of the producers, columns of the consumer. By
 /// LinearSpec::part(): every expert has such units of its own.
 struct UnitSpec {
@@ -86,6 +94,7 @@ struct Architecture {
   std::string family;  // "llama"
   std::string
       dtype;  // of the block's weights and of hidden states, as safetensors writes it: "BF16"
+  ScaleBlock scale_block;  // some weights are stored as FP8 instead, and widened to `dtype`
   int64_t num_blocks = 0;
   int64_t hidden = 0;
   int64_t ffn = 0;
@@ -142,6 +151,10 @@ struct NamedShape {
 
 /// "model.layers.7.self_attn.q_proj" for name "self_attn.q_proj".
 std::string in_block(const Architecture& architecture, int block, const std::string& name);
+
+/// The scales of an FP8 weight: their tensor's name, and its shape for a weight of that shape.
+std::string scales_name(const std::string& weight);
+std::vector<int64_t> scales_shape(const ScaleBlock& block, const std::vector<int64_t>& weight);
 
 /// The full name of the router's weight, where there are experts.
 std::string router_tensor(const Architecture& architecture, int block);

@@ -23,6 +23,9 @@ struct TensorInfo {
   int64_t num_elements() const;
 };
 
+/// The word for 8-bit floats of 4 exponent and 3 mantissa bits.
+inline constexpr char kFp8[] = "F8_E4M3";
+
 struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;              // ascending by offset
   std::map<std::string, std::string> metadata;  // "__metadata__"

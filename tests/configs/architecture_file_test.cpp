@@ -404,10 +404,11 @@ INSTANTIATE_TEST_SUITE_P(
         WrongConfig{"rope_parameters",
                     {{"rope_type", "default"}, {"partial_rotary_factor", 0.25}},
                     "rope_parameters.partial_rotary_factor: 0.25: not computed"},
-        WrongConfig{"quantization_config",
-                    {{"quant_method", "gptq"}},
-                    "quantization_config: {\"quant_method\":\"gptq\"}: quantised weights cannot be "
-                    "pruned; load the model with transformers, dequantise it"}));
+        WrongConfig{
+            "quantization_config",
+            {{"quant_method", "gptq"}},
+            "quantization_config.quant_method: \"gptq\": quantised weights of this kind cannot be "
+            "pruned; load the model with transformers, dequantise it"}));
 
 TEST(ArchitectureFile, AbsentConfigJsonIsAnIoError) {
   const testing::TempDir directory;
@@ -466,6 +467,41 @@ TEST(ArchitectureFile, BlocksWithOneMlpAmongMixturesAreRefused) {
 TEST(ArchitectureFile, ATokenHasAtMostAllExperts) {
   EXPECT_THAT(loading(with_experts({{"num_experts_per_tok", 4}})),
               ThrowsMessage<ConfigError>(HasSubstr("at most the number of experts, 3")));
+}
+
+json fp8(const json& changes = json::object()) {
+  json quantization = {{"quant_method", "fp8"},
+                       {"fmt", "e4m3"},
+                       {"activation_scheme", "dynamic"},
+                       {"weight_block_size", {128, 64}}};
+  quantization.update(changes);
+  return with({{"quantization_config", quantization}});
+}
+
+TEST(ArchitectureFile, Fp8WeightsHaveAScaleForEveryBlock) {
+  const Architecture architecture = loaded(fp8());
+  EXPECT_EQ(architecture.scale_block.rows, 128);
+  EXPECT_EQ(architecture.scale_block.columns, 64);
+  EXPECT_THAT(scales_shape(architecture.scale_block, {129, 64}), ElementsAre(2, 1));
+  EXPECT_FALSE(loaded(testing::odd_config()).scale_block.is_there());
+}
+
+TEST(ArchitectureFile, OtherQuantisationIsRefused) {
+  for (const char* method : {"gptq", "awq", "bitsandbytes", "compressed-tensors"}) {
+    EXPECT_THAT(loading(fp8({{"quant_method", method}})),
+                ThrowsMessage<ConfigError>(AllOf(HasSubstr("quantization_config.quant_method"),
+                                                 HasSubstr(method), HasSubstr("dequantise it"))));
+  }
+  EXPECT_THAT(loading(fp8({{"weight_block_size", nullptr}})),
+              ThrowsMessage<ConfigError>(HasSubstr("quantization_config.weight_block_size")));
+  EXPECT_THAT(loading(fp8({{"weight_block_size", {128}}})),
+              ThrowsMessage<ConfigError>(HasSubstr("two whole numbers")));
+  EXPECT_THAT(loading(fp8({{"weight_block_size", {0, 128}}})),
+              ThrowsMessage<ConfigError>(HasSubstr("two whole numbers")));
+  EXPECT_THAT(loading(fp8({{"activation_scheme", "static"}})),
+              ThrowsMessage<ConfigError>(HasSubstr("only dynamic is")));
+  EXPECT_THAT(loading(fp8({{"fmt", "e5m2"}})),
+              ThrowsMessage<ConfigError>(HasSubstr("only e4m3 is")));
 }
 
 }  // namespace

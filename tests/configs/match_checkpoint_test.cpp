@@ -186,5 +186,71 @@ TEST(MatchCheckpoint, EveryBuiltinFamilyNamesEveryTensorOfItsCheckpointsAndNoOth
   }
 }
 
+json fp8_config() {
+  json config = testing::odd_config();
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {16, 8}}};
+  return config;
+}
+
+/// down_proj of both blocks, [24, 37], as FP8 with its scales.
+struct Fp8Checkpoint : Checkpoint {
+  Fp8Checkpoint() : Checkpoint(fp8_config()) {
+    for (const char* weight : {"model.layers.0.mlp.down_proj.weight", kWeight}) {
+      tensor(weight).dtype = "F8_E4M3";
+      add(std::string(weight) + "_scale_inv", {2, 5}, "F32");
+    }
+  }
+  static constexpr char kWeight[] = "model.layers.1.mlp.down_proj.weight";
+  static constexpr char kScales[] = "model.layers.1.mlp.down_proj.weight_scale_inv";
+};
+
+TEST(MatchCheckpoint, Fp8MatricesAreKnownWithTheirScales) {
+  Fp8Checkpoint checkpoint;
+  EXPECT_THAT(checkpoint.match(), IsEmpty());
+  EXPECT_EQ(checkpoint.architecture.dtype, "BF16");
+}
+
+TEST(MatchCheckpoint, AnFp8MatrixWithoutItsScalesIsNamed) {
+  Fp8Checkpoint checkpoint;
+  checkpoint.remove(Fp8Checkpoint::kScales);
+  EXPECT_THAT([&] { checkpoint.match(); },
+              ThrowsMessage<CorruptionError>(
+                  AllOf(HasSubstr(Fp8Checkpoint::kScales), HasSubstr("[2, 5]"))));
+}
+
+TEST(MatchCheckpoint, ScalesThatDoNotCoverTheirMatrixAreNamed) {
+  Fp8Checkpoint shapes, dtypes;
+  shapes.tensor(Fp8Checkpoint::kScales).shape = {2, 4};
+  EXPECT_THAT([&] { shapes.match(); },
+              ThrowsMessage<CorruptionError>(AllOf(HasSubstr("[2, 5]"), HasSubstr("[2, 4]"))));
+  dtypes.tensor(Fp8Checkpoint::kScales).dtype = "BF16";
+  EXPECT_THAT([&] { dtypes.match(); },
+              ThrowsMessage<ConfigError>(
+                  AllOf(HasSubstr(Fp8Checkpoint::kScales), HasSubstr("one of F32"))));
+}
+
+TEST(MatchCheckpoint, ScalesWithoutAnFp8MatrixAreNamed) {
+  Fp8Checkpoint checkpoint;
+  checkpoint.tensor(Fp8Checkpoint::kWeight).dtype = "BF16";
+  EXPECT_THAT(
+      [&] { checkpoint.match(); },
+      ThrowsMessage<CorruptionError>(AllOf(HasSubstr(Fp8Checkpoint::kScales), HasSubstr("BF16"))));
+}
+
+TEST(MatchCheckpoint, Fp8IsRefusedWhereConfigJsonSaysNothingOfIt) {
+  Checkpoint checkpoint(testing::odd_config());
+  checkpoint.tensor(Fp8Checkpoint::kWeight).dtype = "F8_E4M3";
+  EXPECT_THAT([&] { checkpoint.match(); },
+              ThrowsMessage<ConfigError>(AllOf(HasSubstr(Fp8Checkpoint::kWeight),
+                                               HasSubstr("F8_E4M3: this dtype is not computed"))));
+}
+
+TEST(MatchCheckpoint, BesideFp8TheRestOfABlockIsBf16) {
+  Fp8Checkpoint checkpoint;
+  checkpoint.tensor("model.layers.1.mlp.up_proj.weight").dtype = "F16";
+  EXPECT_THAT([&] { checkpoint.match(); },
+              ThrowsMessage<ConfigError>(HasSubstr("one of BF16, F8_E4M3")));
+}
+
 }  // namespace
 }  // namespace coppice

@@ -6,6 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cmath>
+
 #include "storage/errors.h"
 #include "storage/io/file.h"
 #include "tests/support/small_checkpoint.h"
@@ -14,6 +17,7 @@
 namespace coppice {
 namespace {
 
+using nlohmann::json;
 using ::testing::ElementsAre;
 using testing::golden_directory;
 using testing::small_config;
@@ -256,6 +260,38 @@ TEST(OutputDirectory, NothingAdaptedIsTheModelItself) {
       EXPECT_EQ(written.tensor(name).shape, source.tensor(name).shape);
       EXPECT_EQ(stored_bytes(written, name), stored_bytes(source, name)) << folder << " " << name;
     }
+  }
+}
+
+float from_bf16(const std::string& bytes, size_t index) {
+  const uint32_t bits =
+      uint32_t(uint8_t(bytes[2 * index])) << 16 | uint32_t(uint8_t(bytes[2 * index + 1])) << 24;
+  return std::bit_cast<float>(bits);
+}
+
+TEST(OutputDirectory, Fp8WeightsAreWrittenAsBf16WithoutTheirScales) {
+  const TempDir dir;
+  testing::write_fp8_checkpoint(dir.path(), small_config(2, 16, 24, 64));
+  Output output(dir.path());
+  output.write_all_but_the_index();
+  output.directory.write_index();
+
+  const SourceModel written = open_model(output.directory.path(), {});
+  EXPECT_FALSE(written.architecture.scale_block.is_there());
+  EXPECT_TRUE(written.unknown_tensors.empty());
+  EXPECT_EQ(written.checkpoint.tensor("model.layers.1.mlp.up_proj.weight").dtype, "BF16");
+  const json index = json::parse(read_file(written.checkpoint.index_path()));
+  EXPECT_EQ(index.at("metadata").at("total_size"), written.checkpoint.total_bytes());
+
+  // up_proj is [24, 16]: its byte i is 0x30 + i mod 23, the float 0.5 (1 + that mod 8 / 8) 2^k; its
+  // scales are [2, 2], bytes 0x80 + i: 0.25 (1 + i / 128).
+  const std::string up = stored_bytes(written.checkpoint, "model.layers.1.mlp.up_proj.weight");
+  for (size_t i = 0; i < 24 * 16; ++i) {
+    const int byte = int(i % 23);
+    const double value = std::ldexp(0.5 * (1 + (byte % 8) / 8.0), byte / 8);
+    const size_t scale = i / 16 / 16 * 2 + i % 16 / 8;
+    const double exact = value * 0.25 * (1 + double(scale) / 128);
+    EXPECT_NEAR(from_bf16(up, i), exact, exact / 256) << i;
   }
 }
 

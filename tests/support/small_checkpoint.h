@@ -63,6 +63,36 @@ inline void write_checkpoint(const std::filesystem::path& directory, const nlohm
   file.write(reinterpret_cast<const char*>(content.data()), std::streamsize(bytes));
 }
 
+/// The same as bf16, with the matrices of the blocks as FP8 and a scale for 16 x 8 of their
+/// weights. Values and scales differ from their neighbours and are small numbers.
+inline void write_fp8_checkpoint(const std::filesystem::path& directory, nlohmann::json config) {
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {16, 8}}};
+  std::ofstream(directory / "config.json") << config;
+  const Architecture architecture = load_architecture(directory);
+  std::vector<TensorSpec> tensors;
+  std::string content;
+  const auto add = [&](const std::string& name, const std::string& dtype,
+                       const std::vector<int64_t>& shape) {
+    tensors.push_back({name, dtype, shape});
+    for (uint64_t i = 0; i < tensors.back().bytes() / element_bytes(dtype); ++i) {
+      if (dtype == "F8_E4M3") content += char(0x30 + i % 23);            // 0.5 and more
+      if (dtype == "BF16") content += {char(i % 128), char(0x3f)};       // 0.5 to 1
+      if (dtype == "F32") content += {0, 0, char(0x80 + i % 29), 0x3e};  // 0.25 and more
+    }
+  };
+  for (int block = 0; block < architecture.num_blocks; ++block) {
+    for (const NamedShape& tensor : block_tensors(architecture, block)) {
+      const bool is_fp8 = tensor.shape.size() == 2;
+      add(tensor.name, is_fp8 ? "F8_E4M3" : "BF16", tensor.shape);
+      if (!is_fp8) continue;
+      add(scales_name(tensor.name), "F32", scales_shape(architecture.scale_block, tensor.shape));
+    }
+  }
+  for (const NamedShape& t : outer_tensors(architecture)) add(t.name, "BF16", t.shape);
+  std::ofstream(directory / "model.safetensors", std::ios::binary)
+      << make_safetensors_header(tensors) << content;
+}
+
 inline std::string read_bytes(const std::filesystem::path& path, uint64_t offset, uint64_t bytes) {
   std::string text(bytes, '\0');
   std::ifstream file(path, std::ios::binary);

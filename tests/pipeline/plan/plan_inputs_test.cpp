@@ -112,5 +112,19 @@ TEST_F(PlanInputsTest, WithoutTheProbeNothingIsKnownOfTime) {
   EXPECT_FALSE(in.rates.known());
 }
 
+TEST_F(PlanInputsTest, Fp8WeightsAreHeldAsBf16BesideTheirSlot) {
+  EXPECT_EQ(inputs().widened_bytes, 0u);
+  const uint64_t f32_image = inputs().image_bytes;
+  testing::write_fp8_checkpoint(dir_.path(), testing::small_config(3, 16, 24, 64));
+  model_.emplace(open_model(dir_.path(), {}));
+  uint64_t weights = 0;
+  for (const LinearSpec& linear : model_->architecture.linears) {
+    weights += uint64_t(linear.in * linear.out);
+  }
+  EXPECT_EQ(inputs().widened_bytes, 2 * weights);
+  EXPECT_LT(inputs().image_bytes, f32_image);
+  EXPECT_GT(inputs().image_bytes, 2 * weights);  // shards are bf16
+}
+
 }  // namespace
 }  // namespace coppice

@@ -112,5 +112,13 @@ TEST(RetrainedCard, SaysWhereTheWeightsAreThoseOfThePrunedModel) {
   EXPECT_THAT(card, HasSubstr("Retraining brought nothing (it got worse)"));
 }
 
+TEST(ModelCard, SaysWhatTheWeightsWereStoredAs) {
+  json of_fp8 = report();
+  const std::string note = "weights were FP8 with block scales; written as bf16";
+  of_fp8["model"]["note"] = note;
+  EXPECT_THAT(model_card(of_fp8, ""), HasSubstr("Of models/dense: " + note));
+  EXPECT_THAT(model_card(report(), ""), Not(HasSubstr("FP8")));
+}
+
 }  // namespace
 }  // namespace coppice
