@@ -84,6 +84,15 @@ void require_no_scales(const Architecture& architecture, const CheckpointReader&
       checkpoint.has(weight) ? checkpoint.tensor(weight).dtype : "none");
 }
 
+/// An MLP that all tokens go through beside the experts would be left out of the forward, unsaid.
+void require_no_other_experts(const Architecture& architecture, const std::string& name) {
+  if (architecture.experts.count == 0 || name.find("expert") == std::string::npos) return;
+  throw ConfigError(fmt::format(
+      "{}: the description '{}' names no such tensor: experts of another kind, shared ones among "
+      "them, are not computed",
+      name, architecture.family));
+}
+
 }  // namespace
 
 std::vector<std::string> match_checkpoint(Architecture& architecture,
@@ -107,6 +116,7 @@ std::vector<std::string> match_checkpoint(Architecture& architecture,
   for (const std::string& name : checkpoint.names()) {
     if (known.count(name) != 0) continue;
     require_no_scales(architecture, checkpoint, name);
+    require_no_other_experts(architecture, name);
     unknown.push_back(name);
   }
   return unknown;

@@ -30,6 +30,7 @@ class ActivationWaits {
 
 std::vector<VariantOptions> options_of(const std::vector<Recipe>& recipes) {
   std::vector<VariantOptions> options;
+  options.reserve(recipes.size());
   for (const Recipe& recipe : recipes) options.push_back({recipe.prune, recipe.reconstruct});
   return options;
 }
@@ -83,6 +84,7 @@ const Stage* BlockPass::dense_stage(const ModelSpan& span) const {
 
 std::vector<Variant> BlockPass::variants_of(GraphSpan& span) {
   std::vector<Variant> variants;
+  variants.reserve(recipes_.size());
   for (const Recipe& recipe : recipes_) {
     Variant& variant = variants.emplace_back();
     variant.prune = recipe.prune;
@@ -244,6 +246,7 @@ void BlockPass::adapt(GraphSpan& span) {
     Variant& variant = job.variants[recipe];
     begin(span, recipe, variant);
     for (const HalfRange& window : windows_of(job.halves, variant.reconstruct.window)) {
+      if (!is_wanted(window)) continue;
       WindowJob window_job{job, window, &variant};
       for (const auto& stage : adapt_stages_[recipe]) run_stage(*stage, window_job);
       variant.masks.clear();

@@ -67,8 +67,9 @@ class BlockPass {
   virtual int num_steps(const ModelSpan& span) const = 0;
 
   // On the device's thread.
-  virtual const Stage* dense_stage(const ModelSpan& span) const;  // null: no forward is wanted
-  virtual std::vector<Variant> variants_of(GraphSpan& span);      // of a span that is adapted
+  virtual const Stage* dense_stage(const ModelSpan& span) const;       // null: no forward is wanted
+  virtual std::vector<Variant> variants_of(GraphSpan& span);           // of a span that is adapted
+  virtual bool is_wanted(HalfRange /*window*/) const { return true; }  // of a span's windows
   virtual void begin(GraphSpan& span, size_t recipe, Variant& variant) = 0;
   virtual void end(GraphSpan& span, size_t recipe, Variant& variant) = 0;
   virtual void leave(GraphSpan& /*span*/, SpanJob& /*job*/) {}  // after its last variant, if any

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/tensor.h>
 
+#include "stages/finite.h"
+
 namespace coppice {
 
 HeldOutLoss::HeldOutLoss(const TokenWindows& tokens, int first_window, size_t num_models,
@@ -12,6 +14,7 @@ HeldOutLoss::HeldOutLoss(const TokenWindows& tokens, int first_window, size_t nu
     ids.insert(ids.end(), of_window.begin() + 1, of_window.end());
   }
   const at::Tensor targets = at::tensor(ids, at::kLong).to(device);
+  sums_.reserve(num_models);
   for (size_t model = 0; model < num_models; ++model) sums_.emplace_back(targets);
 }
 
@@ -31,7 +34,9 @@ void HeldOutLoss::add(const Architecture& architecture, const at::Tensor& head_r
 
 std::vector<double> HeldOutLoss::losses() const {
   std::vector<double> losses;
+  losses.reserve(sums_.size());
   for (const RunningLogSumExp& sum : sums_) {
+    require_finite("negative log-likelihood of the held-out tokens", sum.nll());
     losses.push_back(sum.nll().to(at::kDouble).mean().item<double>());
   }
   return losses;

@@ -131,6 +131,7 @@ void PrunePass::leave(GraphSpan& span, SpanJob& job) {
   if (!is_last || !context_.model.architecture.head.empty()) return;
   const at::Tensor dense = dense_held_out();
   std::vector<double> errors;
+  errors.reserve(held_out_.size());
   for (const at::Tensor& hidden : held_out_) errors.push_back(hidden_error(hidden, dense));
   record_judged("relative squared error of the last hidden states", 0, errors);
 }

@@ -28,7 +28,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 // Raised whenever the same recipe would give other bytes than before.
-constexpr int kNumericsVersion = 2;
+constexpr int kNumericsVersion = 3;
 
 // Of the memory planned: what one stage freed in small pieces the next cannot use in large ones,
 // and giving pages back at once would have every stage touch new ones.
@@ -40,6 +40,7 @@ double seconds_since(Clock::time_point start) {
 
 std::vector<Recipe> recipes_of(const PruneRunOptions& options) {
   std::vector<Recipe> recipes;
+  recipes.reserve(options.recipes.size());
   for (const NamedRecipe& named : options.recipes) recipes.push_back(named.recipe);
   return recipes;
 }
@@ -53,7 +54,7 @@ class PruneRun {
   Fingerprint fingerprint() const;
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
-  void copy_outer();
+  void copy_outer(const WorkLeft& left);
   bool survey(PassContext& context);
   json report_head(size_t recipe) const;
   RunTotals totals(const PassContext& context) const;
@@ -118,6 +119,7 @@ Fingerprint PruneRun::fingerprint() const {
     }
   }
   if (options_.sweep) {
+    for (const NamedRecipe& named : options_.recipes) print["recipes"] += named.name + " ";
     print["checkpoints"] = options_.sweep->writes_checkpoints ? "written" : "not written";
   }
   print["calibration.tokens"] = tokens_.xxh3_128;
@@ -158,14 +160,14 @@ void PruneRun::make_plan(const WorkLeft& left) {
 
 // ---- the work -----------------------------------------------------------------------------------
 
-void PruneRun::copy_outer() {
+void PruneRun::copy_outer(const WorkLeft& left) {
   for (size_t recipe = 0; recipe < outputs_.size(); ++recipe) {
     const RecipeOutput& output = outputs_[recipe];
     if (!output.is_written || state_->has_outer(recipe)) continue;
     const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");
     FileRecord file;
     fs::create_directories(output.directory.path());
-    space_.with_room(options_.output, plan_inputs_->outer_bytes / outputs_.size(),
+    space_.with_room(options_.output, plan_inputs_->outer_bytes / uint64_t(left.outer_copies),
                      [&] { file = output.directory.write_outer(); });
     space_.with_room(options_.work, 0, [&] { state_->record_outer(recipe, file); });
   }
@@ -176,6 +178,7 @@ bool PruneRun::survey(PassContext& context) {
   const std::vector<Recipe> recipes = recipes_of(options_);
   if (std::any_of(recipes.begin(), recipes.end(), is_open)) {
     if (!SurveyPass(context, recipes, outputs_.front().directory).run()) return false;
+    if (InterruptGuard::requested()) return false;  // in its last span
   }
   recipes_ = close_recipes(recipes, state_->surveys());
   return true;
@@ -186,6 +189,7 @@ RunResult PruneRun::execute() {
     make_plan(all_work(model_.architecture, options_.job()));
   }
   std::vector<fs::path> directories;
+  directories.reserve(outputs_.size());
   for (const RecipeOutput& output : outputs_) directories.push_back(output.directory.path());
   fs::create_directories(options_.output);
   state_ = std::make_unique<RunState>(options_.work, directories, fingerprint(), options_.resume,
@@ -195,13 +199,14 @@ RunResult PruneRun::execute() {
   for (const fs::path& directory : directories) {
     if (fs::exists(directory)) remove_unfinished(directory);
   }
-  make_plan(work_left());
+  const WorkLeft left = work_left();
+  make_plan(left);
   measure_rates(model_, machine_, options_.work, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
   limit_heap(std::min(plan_.ram.limit, uint64_t(kHeapShare * double(plan_.ram.bytes()))),
              plan_.mapped_bytes);
   stream_start_ = Clock::now();
-  copy_outer();
+  copy_outer(left);
   machine_.read_often(planner_.files());
   machine_.device().executor().run([this] {
     rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
@@ -227,6 +232,7 @@ RunResult PruneRun::execute() {
                       {}};
   if (!survey(context)) return {RunOutcome::kInterrupted, {}};
   std::vector<Recipe> recipes;
+  recipes.reserve(recipes_.size());
   for (const SurveyedRecipe& closed : recipes_) recipes.push_back(closed.recipe);
   const auto judge = options_.sweep ? PrunePass::Judge::kYes : PrunePass::Judge::kNo;
   if (!PrunePass(context, std::move(recipes), outputs_, judge).run()) {
@@ -301,6 +307,7 @@ json PruneRun::finish_all(const PassContext& context) {
   const json totals = totals_report(machine_.meters(), measured);
   json result;
   std::vector<SweepRow> rows;
+  rows.reserve(outputs_.size());
   for (size_t recipe = 0; recipe < outputs_.size(); ++recipe) {
     result = finish(recipe, totals, measured);
     rows.push_back({outputs_[recipe].name, options_.recipes[recipe].varied, result.at("blocks")});
@@ -319,8 +326,8 @@ json PruneRun::finish_all(const PassContext& context) {
 
 void PruneRun::remove_scratch() {
   for (const fs::directory_entry& entry : fs::directory_iterator(options_.work)) {
-    const fs::path extension = entry.path().extension();
-    if (extension == ".h5" || extension == ".safetensors") fs::remove(entry.path());
+    const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
+    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path());
   }
   fs::remove_all(options_.work / "tokens");
 }

@@ -137,6 +137,12 @@ void require_next_token(const fs::path& directory, const Architecture& architect
 }
 
 void check_output_directory(const fs::path& output, const fs::path& work) {
+  if (fs::weakly_canonical(output) == fs::weakly_canonical(work)) {
+    throw ConfigError(fmt::format(
+        "--work-dir: {}: that is the output directory; what is removed at the end of a run wants a "
+        "place of its own",
+        work.string()));
+  }
   if (fs::exists(work / "journal.bin")) return;
   if (!fs::exists(output) || fs::is_empty(output)) return;
   throw ConfigError(

@@ -24,7 +24,7 @@ void require_next_token(const std::filesystem::path& directory, const Architectu
                         const std::string& what);
 
 /// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
-/// journal lies in `work`.
+/// journal lies in `work`, which is another directory.
 void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work);
 
 /// Removes the *.tmp files that a killed run was writing when it died.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "configs/errors.h"
 #include "stages/allocation.h"
 
 namespace coppice {
@@ -11,18 +12,25 @@ namespace {
 using nlohmann::json;
 
 json close_rate(size_t index, const std::map<int, json>& surveys, Recipe& recipe) {
-  std::map<double, std::pair<double, int>> sums;  // by rate: Σ log error, spans
+  std::map<double, std::pair<double, int>> sums;  // by rate: Σ log error, windows
   for (const auto& [block, found] : surveys) {
     for (const json& trial : found.at("trials")) {
       if (trial.at("recipe").get<size_t>() != index) continue;
       auto& [sum, count] = sums[trial.at("lr").get<double>()];
-      sum += trial.at("log_error").get<double>();
-      ++count;
+      for (const json& error : trial.at("log_errors")) {
+        sum += error.get<double>();
+        ++count;
+      }
     }
   }
   json rates = json::array();
   double best = 0;
   for (const auto& [lr, errors] : sums) {  // ascending: of equal ones the smaller stays
+    if (errors.second == 0) {
+      throw ConfigError(
+          "reconstruct.lr: auto: nothing of the first, middle and last block is pruned and "
+          "reconstructed, so no rate could be tried; state one");
+    }
     const double mean = errors.first / errors.second;
     rates.push_back({{"lr", lr}, {"error", std::exp(mean)}});
     if (recipe.reconstruct.lr > 0 && mean >= best) continue;
@@ -33,12 +41,20 @@ json close_rate(size_t index, const std::map<int, json>& surveys, Recipe& recipe
 }
 
 json close_allocation(size_t index, const std::map<int, json>& surveys, Recipe& recipe) {
-  std::vector<double> ratios;
+  json ratios = json::array();  // null: nothing is targeted there
+  std::vector<double> known;
   for (const auto& [block, found] : surveys) {
-    for (const json& ratio : found.at("outlier_ratios").at(index)) ratios.push_back(ratio);
+    for (const json& ratio : found.at("outlier_ratios").at(index)) {
+      ratios.push_back(ratio);
+      if (!ratio.is_null()) known.push_back(ratio);
+    }
   }
-  recipe.prune.block_sparsities =
-      owl_sparsities(ratios, recipe.prune.sparsity, recipe.prune.owl_lambda);
+  const std::vector<double> sparsities =
+      owl_sparsities(known, recipe.prune.sparsity, recipe.prune.owl_lambda);
+  auto next = sparsities.begin();
+  for (const json& ratio : ratios) {
+    recipe.prune.block_sparsities.push_back(ratio.is_null() ? recipe.prune.sparsity : *next++);
+  }
   return {{"outlier_ratios", ratios}, {"block_sparsities", recipe.prune.block_sparsities}};
 }
 
@@ -62,6 +78,7 @@ std::vector<int> trial_blocks(int num_blocks) {
 std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
                                           const std::map<int, json>& surveys) {
   std::vector<SurveyedRecipe> closed;
+  closed.reserve(recipes.size());
   for (size_t index = 0; index < recipes.size(); ++index) {
     SurveyedRecipe& result = closed.emplace_back(SurveyedRecipe{recipes[index], {}});
     if (wants_rate(recipes[index])) {

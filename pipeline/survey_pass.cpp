@@ -38,13 +38,15 @@ std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
   return all;
 }
 
-double mean_log_error(const std::vector<WindowReport>& windows) {
-  double sum = 0;
+/// Of a matrix that no held-out token reaches there is none.
+json log_errors(const std::vector<WindowReport>& windows) {
+  json errors = json::array();
   for (const WindowReport& window : windows) {
-    const bool is_known = window.validation_pruned > 0 && window.validation_reconstructed > 0;
-    if (is_known) sum += std::log(window.validation_reconstructed / window.validation_pruned);
+    const double error =
+        std::log(window.validation_reconstructed) - std::log(window.validation_pruned);
+    if (std::isfinite(error)) errors.push_back(error);
   }
-  return windows.empty() ? 0 : sum / double(windows.size());
+  return errors;
 }
 
 }  // namespace
@@ -61,12 +63,11 @@ SurveyPass::SurveyPass(PassContext& context, const std::vector<Recipe>& recipes,
   }
 }
 
-bool SurveyPass::has_trials(const ModelSpan& span) const {
+bool SurveyPass::has_trials(int first_block, int last_block) const {
   if (trials_.empty()) return false;
   const std::vector<int> blocks = trial_blocks(int(context_.model.architecture.num_blocks));
-  return std::any_of(blocks.begin(), blocks.end(), [&](int block) {
-    return span.first_block <= block && block < span.last_block;
-  });
+  return std::any_of(blocks.begin(), blocks.end(),
+                     [&](int block) { return first_block <= block && block < last_block; });
 }
 
 bool SurveyPass::is_recorded(const ModelSpan& span) const {
@@ -74,20 +75,24 @@ bool SurveyPass::is_recorded(const ModelSpan& span) const {
 }
 
 bool SurveyPass::is_to_adapt(const ModelSpan& span) const {
-  return span.kind == SpanKind::kBlock && has_trials(span);
+  return span.kind == SpanKind::kBlock && has_trials(span.first_block, span.last_block);
 }
 
 int SurveyPass::num_steps(const ModelSpan&) const { return 1; }
 
 const Stage* SurveyPass::dense_stage(const ModelSpan& span) const {
   const Stage* trials = BlockPass::dense_stage(span);
-  return outlier_statistics_ && !has_trials(span) ? outlier_statistics_.get() : trials;
+  return outlier_statistics_ && !is_to_adapt(span) ? outlier_statistics_.get() : trials;
 }
 
 std::vector<Variant> SurveyPass::variants_of(GraphSpan& span) {
   std::vector<Variant> variants = BlockPass::variants_of(span);
   variants.resize(trials_.size());
   return variants;
+}
+
+bool SurveyPass::is_wanted(HalfRange window) const {
+  return has_trials(window.first_block(), window.last_block());
 }
 
 void SurveyPass::begin(GraphSpan& span, size_t, Variant& variant) {
@@ -101,7 +106,7 @@ void SurveyPass::begin(GraphSpan& span, size_t, Variant& variant) {
 void SurveyPass::end(GraphSpan&, size_t recipe, Variant& variant) {
   tried_.push_back({{"recipe", trials_[recipe].recipe},
                     {"lr", trials_[recipe].lr},
-                    {"log_error", mean_log_error(variant.windows)}});
+                    {"log_errors", log_errors(variant.windows)}});
 }
 
 void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
@@ -109,7 +114,9 @@ void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
   for (const Recipe& recipe : open_recipes_) {
     json of_recipe = json::array();
     for (int block = job.halves.first_block(); block < job.halves.last_block(); ++block) {
-      if (wants_outliers(recipe)) of_recipe.push_back(outlier_ratio(job, block, recipe.prune));
+      if (!wants_outliers(recipe)) continue;
+      const std::optional<double> ratio = outlier_ratio(job, block, recipe.prune);
+      of_recipe.push_back(ratio ? json(*ratio) : json());
     }
     ratios.push_back(of_recipe);
   }

@@ -10,10 +10,11 @@
 
 namespace coppice {
 
-/// Adapts the spans of the trial blocks once a rate and forgets the result; everywhere else only
+/// Adapts the windows of the trial blocks once a rate and forgets the result; everywhere else only
 /// the dense forward runs. Sparsities of trials are the recipe's own, owl or not. Records a
 /// `survey` of every span under its first block:
-/// {"outlier_ratios": by recipe, by block of the span, "trials": [{recipe, lr, log_error}]}.
+/// {"outlier_ratios": by recipe, by block of the span (null: nothing is targeted there), "trials":
+/// [{recipe, lr, log_errors}], one a window.
 class SurveyPass final : public BlockPass {
  public:
   /// One trial: which of the run's recipes, with which rate.
@@ -32,6 +33,7 @@ class SurveyPass final : public BlockPass {
   int num_steps(const ModelSpan& span) const override;
   const Stage* dense_stage(const ModelSpan& span) const override;
   std::vector<Variant> variants_of(GraphSpan& span) override;
+  bool is_wanted(HalfRange window) const override;
   void begin(GraphSpan& span, size_t recipe, Variant& variant) override;
   void end(GraphSpan& span, size_t recipe, Variant& variant) override;
   void leave(GraphSpan& span, SpanJob& job) override;
@@ -39,7 +41,7 @@ class SurveyPass final : public BlockPass {
   void record(GraphSpan& span) override;
 
  private:
-  bool has_trials(const ModelSpan& span) const;
+  bool has_trials(int first_block, int last_block) const;
 
   const std::vector<Recipe> open_recipes_;
   std::vector<Trial> trials_;  // by index of the pass's recipes

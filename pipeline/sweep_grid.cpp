@@ -19,6 +19,7 @@ struct VariedKey {
 
 const RecipeKey& key_of(const std::string& text, const std::string& name) {
   std::vector<std::string> known;
+  known.reserve(recipe_keys().size());
   for (const RecipeKey& key : recipe_keys()) {
     if (name == key.path() || "--" + name == key.flag() || name == key.flag()) return key;
     known.push_back(key.flag().substr(2));

@@ -15,29 +15,37 @@ namespace {
 at::Tensor score_of(const SpanJob& span, const Target& target) {
   const InputStatistics& statistics = span.statistics.at(target.statistic);
   // Linears that saw different numbers of tokens are compared by what one token brings.
-  const double tokens = std::sqrt(std::max(1.0, static_cast<double>(statistics.tokens)));
+  const double tokens = std::sqrt(static_cast<double>(statistics.tokens));
   return wanda_score(span.dense_at(target.half).linears.at(target.spec.role).weight,
                      statistics.column_norm().div_(tokens));
 }
 
+/// But for experts that no token was routed to.
+std::vector<Target> seen_targets(const SpanJob& span, int block, const PruneOptions& options) {
+  std::vector<Target> seen;
+  for (Target& target : targets_of(span.architecture, {2 * block, 2 * block + 2}, options)) {
+    if (span.statistics.at(target.statistic).tokens > 0) seen.push_back(std::move(target));
+  }
+  return seen;
+}
+
 }  // namespace
 
-double outlier_ratio(const SpanJob& span, int block, const PruneOptions& options) {
+std::optional<double> outlier_ratio(const SpanJob& span, int block, const PruneOptions& options) {
   const at::NoGradGuard no_graph;
-  const std::vector<Target> targets =
-      targets_of(span.architecture, {2 * block, 2 * block + 2}, options);
+  const std::vector<Target> targets = seen_targets(span, block, options);
   double sum = 0;
   int64_t weights = 0;
   for (const Target& target : targets) {
     const at::Tensor score = score_of(span, target);
-    sum += score.sum(at::kDouble).item<double>();
+    sum += score.sum(1).sum(at::kDouble).item<double>();  // rows in fp32: no copy in fp64
     weights += score.numel();
   }
-  if (weights == 0) return 0;
+  if (weights == 0) return std::nullopt;
   const double threshold = options.owl_m * sum / static_cast<double>(weights);
   int64_t outliers = 0;
   for (const Target& target : targets) {  // scored again: all scores at once are a block in fp32
-    outliers += score_of(span, target).gt(threshold).sum().item<int64_t>();
+    outliers += score_of(span, target).gt(threshold).count_nonzero().item<int64_t>();
   }
   return static_cast<double>(outliers) / static_cast<double>(weights);
 }

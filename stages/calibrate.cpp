@@ -12,6 +12,7 @@
 #include "stages/ops/column_squares.h"
 #include "stages/ops/gram.h"
 #include "stages/reconstruct.h"  // num_held_out
+#include "stages/stored_states.h"
 
 namespace coppice {
 namespace {
@@ -163,6 +164,8 @@ void Calibrate::run(WindowJob& job) const {
                               is_held_out ? half.observe_held_out : half.observe);
       require_storable(half.output_name, x.hidden, span.architecture.dtype);
       if (half.sink) half.sink->write(window, x.hidden);
+      // Blocks that travel together see what they would see alone.
+      if (half_of(half.number) == Half::kMlp) x.hidden = as_stored(span, x.hidden);
     }
   }
   for (auto& [input, statistics] : span.statistics) {

@@ -11,6 +11,7 @@
 #include "stages/model/block_forward.h"
 #include "stages/propagate.h"    // adapted_half
 #include "stages/reconstruct.h"  // num_held_out
+#include "stages/stored_states.h"
 
 namespace coppice {
 namespace {
@@ -40,10 +41,9 @@ void HeldOutForward::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("held-out forward: the job has no variant");
   const at::NoGradGuard no_graph;
   SpanJob& span = job.span;
-  const at::ScalarType stored = span.dense.front().linears.begin()->second.weight.scalar_type();
   at::Tensor& held_out = job.variant->held_out;
   if (job.halves.first == 0) {
-    held_out = held_out_embeddings(span.boundaries, held_out_fraction_).to(stored);
+    held_out = held_out_embeddings(span.boundaries, held_out_fraction_);
   }
   if (!held_out.defined()) throw std::logic_error("held-out forward: nothing was handed on");
   held_out = held_out.to(span.compute);
@@ -55,12 +55,11 @@ void HeldOutForward::run(WindowJob& job) const {
       const MicroBatch x{held_out[window], {static_cast<int>(held_out.size(1))}};
       next[window].copy_(forward_half(half, span.architecture, weights, span.rotary, x));
     }
-    held_out = next;
+    held_out = half_of(half) == Half::kMlp ? as_stored(span, next) : next;
   }
   require_storable("held-out hidden states after half-block " +
                        std::to_string(job.halves.last - 1) + " of the adapted model",
                    held_out, span.architecture.dtype);
-  held_out = held_out.to(stored);
 }
 
 }  // namespace coppice

@@ -154,10 +154,11 @@ Decision decide_by_sweep(const PruneOptions& options, const SpanJob& span, const
   const at::Tensor& gram = statistics_of(span, target).gram;
   if (shared.statistic != target.statistic) {
     shared = {};  // before the next one is made
-    shared = {target.statistic, damped_factor(gram)};
+    shared.statistic = target.statistic;
     shared.is_empty = !gram.diagonal().any().item<bool>();
+    if (!shared.is_empty) shared.factor = damped_factor(gram);
   }
-  if (!shared.factor || shared.is_empty) {
+  if (!shared.factor) {
     Decision decision = decide_by_score(PruneMethod::kWanda, options, span, target, weight);
     decision.fallback =
         shared.is_empty

@@ -47,6 +47,7 @@ std::vector<std::unique_ptr<Stage>> adapt_stages(const PlanInputs& in, const Rec
 /// Null where no dense forward is wanted.
 std::unique_ptr<Stage> forward_stage(const PlanInputs& in, const RunSettings& settings) {
   std::vector<VariantOptions> options;
+  options.reserve(in.recipes.size());
   for (const Recipe& recipe : in.recipes) options.push_back({recipe.prune, recipe.reconstruct});
   return forward_stage(options, settings.convert);
 }
@@ -144,7 +145,7 @@ uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
   // compress is not known before the start.
   return window_bytes(in) *
          uint64_t(streams_inside(in, settings.recompute_targets) * settings.targets_in_ram +
-                  2 * num_streams(in) * settings.inputs_in_ram);
+                  boundaries_between(in) * settings.inputs_in_ram);
 }
 
 uint64_t staging_bytes(const PlanInputs& in) {
@@ -157,12 +158,15 @@ uint64_t adapted_bytes(const PlanInputs& in) {
   return in.image_bytes * uint64_t(std::max(1, in.num_written));
 }
 
-/// Of every recipe's model and of the dense one; of one of them beside it, in fp32, as it is saved.
-uint64_t held_out_bytes(const PlanInputs& in) {
+uint64_t held_out_window_bytes(const PlanInputs& in) {
   const double share = in.recipes.front().reconstruct.validation_fraction;
-  const uint64_t windows = uint64_t(num_held_out(share, int(in.windows)));
-  const uint64_t models = in.recipes.size() + 1;
-  return windows * window_bytes(in) * (models + 2 * in.recipes.size());
+  return uint64_t(num_held_out(share, int(in.windows))) * window_bytes(in);
+}
+
+/// In the compute dtype, of every recipe's model and of the dense one; beside them in fp32, as they
+/// are saved.
+uint64_t held_out_bytes(const PlanInputs& in) {
+  return 2 * held_out_window_bytes(in) * (2 * in.recipes.size() + 1);
 }
 
 uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
@@ -210,6 +214,7 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
       {"work of the largest stage", uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))},
       {"adapted tensors", in.image_bytes + in.mask_bytes}};
   add_widened(in, settings, items);
+  if (in.is_judged) items.push_back({"held-out windows of every recipe", held_out_bytes(in)});
   return items;
 }
 
@@ -218,12 +223,16 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
 std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t window = window_bytes(in);
   // The inputs of the blocks being stored and of the one at work, and what the latter makes.
-  const int boundaries = num_streams(in) * (2 + settings.outputs);
+  const int boundaries = num_streams(in) * (2 + settings.outputs) + blocks_inside(in);
   std::vector<PlanItem> items = {{fmt::format("hidden states between blocks ({})", boundaries),
                                   uint64_t(boundaries) * window * uint64_t(in.windows)}};
   if (const int inside = streams_inside(in, settings.recompute_targets)) {
     items.push_back({"hidden states inside a block",
                      uint64_t(inside) * window * uint64_t(in.windows - settings.targets_in_ram)});
+  }
+  if (in.is_judged) {  // of the span being stored, and of the one at work; in fp32
+    items.push_back(
+        {"held-out windows of every recipe", 4 * in.recipes.size() * held_out_window_bytes(in)});
   }
   items.push_back({"journal, tokens, indices", uint64_t(16) << 20});
   return items;
@@ -266,8 +275,9 @@ Traffic traffic_of(const PlanInputs& in, const RunSettings& settings) {
   const double spans = spans_to_do(in);
   const bool has_dense = forward_stage(in, settings) != nullptr;
   Traffic traffic;
-  traffic.written =
-      boundary * (spans * (num_streams(in) + streams_inside(in, settings.recompute_targets)) + 1);
+  traffic.written = boundary * (spans * (num_streams(in) + blocks_inside(in) +
+                                         streams_inside(in, settings.recompute_targets)) +
+                                1);
   traffic.read = spans * ((has_dense ? boundary : 0) + adapt_reads(in));  // forward, all others
   return traffic;
 }
@@ -360,7 +370,7 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
   // The first block's read and the last one's write have nothing to hide behind.
   const double spans = std::max(1.0, spans_to_do(in));
   const double ends = divided(double(in.block_read_bytes) / spans, in.rates.read_bytes) +
-                      divided(double(in.image_bytes), in.rates.written_bytes);
+                      divided(double(adapted_bytes(in)), in.rates.written_bytes);
   plan.seconds = std::max(plan.compute_seconds, plan.disk_seconds) + ends + copied;
 }
 
@@ -386,8 +396,23 @@ int num_streams(const PlanInputs& in) {
 int streams_inside(const PlanInputs& in, bool recompute_targets) {
   const ReconstructOptions& options = in.recipes.front().reconstruct;
   const bool has_propagated = propagates(options) && options.window.kind != WindowKind::kBlock;
-  return int(has_half_block_boundaries(in) && !recompute_targets) + int(has_propagated);
+  return blocks_per_span(in.recipes) *
+         (int(has_half_block_boundaries(in) && !recompute_targets) + int(has_propagated));
 }
+
+int blocks_inside(const PlanInputs& in) {
+  int count = 0;
+  for (int block = 1; block < blocks_per_span(in.recipes); ++block) {
+    count += std::any_of(in.recipes.begin(), in.recipes.end(), [&](const Recipe& recipe) {
+      const Window& window = recipe.reconstruct.window;
+      return has_windows_inside_blocks(window) ||
+             (window.kind == WindowKind::kBlock && block % window.blocks == 0);
+    });
+  }
+  return count;
+}
+
+int boundaries_between(const PlanInputs& in) { return 2 * num_streams(in) + blocks_inside(in); }
 
 int blocks_per_span(const std::vector<Recipe>& recipes) {
   int blocks = 1;

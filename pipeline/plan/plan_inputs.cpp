@@ -155,7 +155,8 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
   inputs.outer_bytes = uint64_t(left.outer_copies) * outer_bytes(model);
   inputs.output_bytes =
       inputs.outer_bytes + copies * left.blocks.size() * output.largest_image_bytes();
-  if (recipe.prune.export_masks) {
+  if (std::any_of(job.recipes.begin(), job.recipes.end(),
+                  [](const Recipe& one) { return one.prune.export_masks; })) {
     inputs.mask_bytes = copies * bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
     inputs.output_bytes += copies * left.blocks.size() * bitmask_bytes(architecture);
   }

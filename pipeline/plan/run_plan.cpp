@@ -90,7 +90,7 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   if (!in.is_ram_limit_given && !disk_is_slower) room_bytes = std::min(room_bytes, kSmallStates);
   uint64_t room = room_bytes / std::max<uint64_t>(1, window_bytes(in));
   const int inside = streams_inside(in, settings.recompute_targets);
-  const int between = 2 * num_streams(in);  // of the block at work, and of the next as it is made
+  const int between = boundaries_between(in);
   // Some of many: not worth the memory.
   const bool all_fit = int64_t(room) >= (inside + between) * in.windows;
   if (!all_fit && !in.is_ram_limit_given && !disk_is_slower) return plan;

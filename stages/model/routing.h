@@ -19,7 +19,7 @@ struct Routing {
 
 /// logits [tokens, experts] → the experts.per_token most probable ones of each token. The softmax
 /// is in fp32, and so are the weights unless the family rounds them. Differentiable in the logits,
-/// as far as the weights go. Waits for the device once: the counts shape all that follows. Source:
+/// as far as the weights go. Waits for the device: the counts shape all that follows. Source:
 /// transformers' routers of these families.
 Routing route(const ExpertSpec& experts, const at::Tensor& logits);
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
@@ -305,7 +306,6 @@ void MatrixTrainer::run_epoch(int epoch, int64_t num_steps, int64_t& step,
       Matrix& matrix = matrices_[i];
       if (!matrix.is_training) continue;
       const Inputs& in = captured.at(matrix.spec.input);
-      if (in.x.size(0) == 0) continue;  // an expert that the batch passed by
       const at::Tensor loss = this->step(matrix, in, step, num_steps);
       sums[i] = sums[i].defined() ? sums[i].add_(loss) : loss;
     }
@@ -315,16 +315,22 @@ void MatrixTrainer::run_epoch(int epoch, int64_t num_steps, int64_t& step,
 /// Returns the batch's summed loss.
 at::Tensor MatrixTrainer::step(Matrix& matrix, const Inputs& inputs, int64_t step,
                                int64_t num_steps) {
-  const at::Tensor bias =
-      matrix.bias.master.defined() ? used_by_products(matrix.bias) : matrix.target.bias;
-  const at::Tensor target = at::linear(inputs.dense, matrix.target.weight, matrix.target.bias);
-  at::Tensor gradient = at::linear(inputs.x, used_by_products(matrix.weight), bias);
-  const at::Tensor loss = loss_gradient_(options_.loss, gradient, target);
   ReconstructOptions options = options_;
   options.lr = matrix.report.lr;
   AdamWStep adamw;
   adamw.lr = learning_rate(options, step, num_steps);
   adamw.step = step + 1;
+  if (inputs.x.size(0) == 0) {  // an expert that the batch passed by: its moments decay
+    for (AdamWState* state : {&matrix.weight, &matrix.bias}) {
+      if (state->master.defined()) masked_adamw(*state, at::zeros_like(state->master), adamw);
+    }
+    return at::zeros({}, matrix.weight.master.options());
+  }
+  const at::Tensor bias =
+      matrix.bias.master.defined() ? used_by_products(matrix.bias) : matrix.target.bias;
+  const at::Tensor target = at::linear(inputs.dense, matrix.target.weight, matrix.target.bias);
+  at::Tensor gradient = at::linear(inputs.x, used_by_products(matrix.weight), bias);
+  const at::Tensor loss = loss_gradient_(options_.loss, gradient, target);
   masked_adamw(matrix.weight, gradient.t().mm(inputs.x), adamw);
   if (matrix.bias.master.defined()) masked_adamw(matrix.bias, gradient.sum(0), adamw);
   return loss;

@@ -92,8 +92,11 @@ at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& dense
 void WindowWeights::step(const AdamWStep& step) {
   const at::NoGradGuard no_graph;
   for (Trained& trained : trained_) {
-    if (!trained.leaf.grad().defined()) continue;  // an expert that the batch passed by
-    masked_adamw(trained.state, trained.leaf.grad().contiguous(), step);
+    const at::Tensor& gradient = trained.leaf.grad();
+    // An expert that the batch passed by has a gradient of zero: its moments decay with the
+    // others'.
+    masked_adamw(trained.state,
+                 gradient.defined() ? gradient.contiguous() : at::zeros_like(trained.leaf), step);
     trained.leaf.mutable_grad().reset();
   }
 }

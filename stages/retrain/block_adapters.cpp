@@ -72,9 +72,15 @@ NamedTensors BlockAdapters::leaves(at::ScalarType compute) const {
 void BlockAdapters::step(const NamedTensors& leaves, const AdamWStep& step) {
   const at::NoGradGuard no_graph;
   for (const auto& [name, leaf] : leaves) {
-    if (!leaf.grad().defined()) continue;  // not trained, or an expert that the batch passed by
     const auto linear = linear_of_weight_.find(name);
-    if (linear != linear_of_weight_.end()) {
+    if (!leaf.grad().defined()) {
+      // Not trained; or an expert that the batch passed by: its moments decay with the others'.
+      for (const char* factor : {".lora_A", ".lora_B"}) {
+        if (linear == linear_of_weight_.end()) break;
+        AdamWState& state = parameters_.at(linear->second + factor);
+        masked_adamw(state, at::zeros_like(state.master), step);
+      }
+    } else if (linear != linear_of_weight_.end()) {
       AdamWState& a = parameters_.at(linear->second + ".lora_A");
       AdamWState& b = parameters_.at(linear->second + ".lora_B");
       const LoraFactors gradients =

@@ -58,6 +58,7 @@ class BadInput(ProgramTest):
     def test_pattern_that_names_nothing(self):
         self.refused(2, "prune.targets: upproj: names no linear", targets="upproj")
         self.refused(2, "prune.ignore: re:q_proj: names no", ignore="re:q_proj")
+        self.refused(2, "prune.sparsity_map: a_proj", sparsity_map="a_proj=0.5")
 
     def test_pattern_that_names_a_router(self):
         said = "an MoE router is never pruned"
@@ -72,10 +73,12 @@ class BadInput(ProgramTest):
         flags = {"window": "matrix", "propagation": "mixed"}
         model = self.model("mixtral_fp32")
         self.refused(2, "tokens reach other experts", model=model, **flags)
-        self.refused(2, "prune.sparsity_map: a_proj", sparsity_map="a_proj=0.5")
 
     def test_sparsities_of_another_number_of_blocks(self):
         self.refused(2, "2 numbers for a model of 3 blocks", block_sparsities="0.1,0.2")
+
+    def test_work_directory_that_is_the_output(self):
+        self.refused(2, "that is the output directory", work_dir=self.dir / "out")
 
     def test_window_larger_than_the_model(self):
         self.refused(2, "reconstruct.window: 4 blocks: the model has 3", window=4)

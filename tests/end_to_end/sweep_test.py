@@ -66,7 +66,16 @@ class Sweep(SweepTest):
     GRID = ("prune-method=wanda,sparsegpt", "window=none,half-block,2")
 
     def test_every_recipe_is_byte_for_byte_its_own_run(self):
-        self.coppice(*self.arguments("sweep", self.GRID, solver="least_squares+adamw"))
+        self.check_against_runs("llama_fp32", "cached")
+
+    def test_hidden_states_between_blocks_are_those_of_a_run_where_they_are_rounded(self):
+        self.check_against_runs("llama_bf16", "recomputed", compute_dtype="fp32")
+
+    def check_against_runs(self, name, half_block_targets, **keys):
+        keys |= {"model": self.model(name), "solver": "least_squares+adamw"}
+        self.coppice(
+            *self.arguments("sweep", self.GRID, half_block_targets=half_block_targets, **keys)
+        )
         rows = self.rows("sweep")
         self.assertEqual(len(rows), 6)
         for row in rows:
@@ -76,12 +85,19 @@ class Sweep(SweepTest):
                 self.coppice(
                     *self.arguments(
                         alone, command="run", prune_method=method, window=window,
-                        solver="least_squares+adamw",
+                        half_block_targets="cached", **keys,
                     )
                 )  # fmt: skip
                 self.assertEqual(
                     shards(self.dir / "sweep" / row["name"]), shards(self.dir / alone)
                 )
+
+    def test_recipes_in_another_order_are_another_sweep(self):
+        self.kill_after(self.arguments("out", ("sparsity=0.3,0.6",), epochs=6), 1, 0)
+        said = self.coppice(
+            *self.arguments("out", ("sparsity=0.6,0.3",), epochs=6, resume=True), expect=2
+        ).stderr
+        self.assertIn("another recipes", said)
 
     def test_the_best_predicts_the_held_out_windows_best(self):
         self.coppice(*self.arguments("sweep", ("sparsity=0.3,0.6,0.9",)))
@@ -212,8 +228,8 @@ class Survey(SweepTest):
                 self.assertIn("allocation", report(self.dir / output)["survey"])
 
     def test_recipes_of_a_sweep_are_surveyed_each_for_itself(self):
-        self.coppice(*self.arguments("sweep", ("window=half-block,block",), lr="auto"))
-        for window in ("half-block", "block"):
+        self.coppice(*self.arguments("sweep", ("window=block,2",), lr="auto"))
+        for window in ("block", "2"):
             self.coppice(*self.arguments(window, command="run", window=window, lr="auto"))
             self.assertEqual(shards(self.dir / "sweep" / window), shards(self.dir / window))
 

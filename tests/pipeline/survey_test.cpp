@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "configs/errors.h"
+
 namespace coppice {
 namespace {
 
@@ -20,7 +22,7 @@ Recipe with_open_rate() {
 }
 
 json trial(size_t recipe, double lr, double error) {
-  return {{"recipe", recipe}, {"lr", lr}, {"log_error", std::log(error)}};
+  return {{"recipe", recipe}, {"lr", lr}, {"log_errors", {std::log(error)}}};
 }
 
 TEST(Survey, RateWithTheSmallestGeometricMeanIsChosen) {
@@ -66,6 +68,35 @@ TEST(Survey, OutliersOfSpansBecomeSparsitiesOfBlocks) {
   const SurveyedRecipe closed = close_recipes({recipe}, surveys).front();
   EXPECT_THAT(closed.recipe.prune.block_sparsities, Pointwise(DoubleNear(1e-12), {0.6, 0.4, 0.5}));
   EXPECT_EQ(closed.found.at("allocation").at("outlier_ratios"), json({0.1, 0.3, 0.2}));
+}
+
+TEST(Survey, WindowsCountTheSameWhicheverSpanTheyAreIn) {
+  // Two windows in the first span, one in the second: 1e-4 wins by windows, 1e-3 by spans.
+  const auto windows = [](double lr, std::vector<double> errors) {
+    json logs = json::array();
+    for (const double error : errors) logs.push_back(std::log(error));
+    return json{{"recipe", 0}, {"lr", lr}, {"log_errors", logs}};
+  };
+  const std::map<int, json> surveys = {
+      {0, {{"trials", {windows(1e-3, {0.5, 0.5}), windows(1e-4, {0.3, 0.3})}}}},
+      {2, {{"trials", {windows(1e-3, {0.2}), windows(1e-4, {0.4})}}}}};
+  EXPECT_EQ(close_recipes({with_open_rate()}, surveys).front().recipe.reconstruct.lr, 1e-4);
+}
+
+TEST(Survey, RatesThatNoWindowCouldTryAreAnError) {
+  const std::map<int, json> surveys = {
+      {0, {{"trials", {{{"recipe", 0}, {"lr", 1e-3}, {"log_errors", json::array()}}}}}}};
+  EXPECT_THROW(close_recipes({with_open_rate()}, surveys), ConfigError);
+}
+
+TEST(Survey, BlocksWithoutTargetsKeepTheSparsityAndDoNotCount) {
+  Recipe recipe;
+  recipe.prune.allocation = Allocation::kOwl;
+  recipe.prune.owl_lambda = 0.1;
+  const std::map<int, json> surveys = {
+      {0, {{"trials", json::array()}, {"outlier_ratios", {{0.1, nullptr, 0.3}}}}}};
+  EXPECT_THAT(close_recipes({recipe}, surveys).front().recipe.prune.block_sparsities,
+              Pointwise(DoubleNear(1e-12), {0.6, 0.5, 0.4}));
 }
 
 TEST(Survey, TrialsAreOnTheFirstMiddleAndLastBlockOnce) {

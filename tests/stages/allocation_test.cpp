@@ -43,7 +43,7 @@ TEST(OutlierRatio, CountsScoresAboveMTimesTheMeanOverTheWholeBlock) {
   options.owl_m = 2.5;
   const double expected = all.gt(all.mean() * 2.5).to(at::kDouble).mean().item<double>();
   ASSERT_GT(expected, 0.01);
-  EXPECT_DOUBLE_EQ(outlier_ratio(span.job, 0, options), expected);
+  EXPECT_DOUBLE_EQ(outlier_ratio(span.job, 0, options).value(), expected);
 }
 
 TEST(OutlierRatio, LooksAtTargetsOnly) {
@@ -54,9 +54,21 @@ TEST(OutlierRatio, LooksAtTargetsOnly) {
   up[0][0] = 1;  // the one outlier of this linear
   PruneOptions options;
   options.targets = {"up_proj"};
-  EXPECT_DOUBLE_EQ(outlier_ratio(span.job, 0, options), 1.0 / double(up.numel()));
+  EXPECT_DOUBLE_EQ(outlier_ratio(span.job, 0, options).value(), 1.0 / double(up.numel()));
   options.targets = {"nothing"};
-  EXPECT_EQ(outlier_ratio(span.job, 0, options), 0);
+  EXPECT_FALSE(outlier_ratio(span.job, 0, options).has_value());
+}
+
+TEST(OutlierRatio, ExpertsThatNoTokenReachedDoNotCount) {
+  TinySpan span(2, at::kFloat, at::kFloat);
+  give_statistics(span, 14);
+  PruneOptions options;
+  options.owl_m = 2.5;
+  options.targets = {"q_proj", "k_proj", "v_proj"};
+  const double alone = outlier_ratio(span.job, 0, options).value();
+  options.targets.emplace_back("down_proj");
+  span.job.statistics[in_block(span.architecture, 0, "mlp_units")].tokens = 0;
+  EXPECT_EQ(outlier_ratio(span.job, 0, options).value(), alone);
 }
 
 TEST(OwlSparsities, MoreOutliersKeepMoreWithinTwiceLambda) {
