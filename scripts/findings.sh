@@ -13,7 +13,7 @@
 #   --rate-samples N   windows to choose a rate on       (default: 32)
 #   --seeds N          of the rows of table a            (default: 3)
 #   --max-windows N    windows of 2,048 tokens of --text (default: 20)
-#   --quick            every step on so little that it takes minutes and shows nothing else:
+#   --quick            every step on so little that it shows nothing else:
 #                      8 windows of 128, 2 rates, 1 seed, 4 windows of 512; into runs/findings-quick
 #
 # a  local reconstruction against masked LoRA, with the same tokens and with ten times the tokens
