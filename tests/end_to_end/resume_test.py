@@ -1,9 +1,7 @@
 """A killed run continues, and writes the bytes an undisturbed one would have written."""
 
 import random
-import signal
 import subprocess
-import time
 import unittest
 
 from support import PROGRAM, ProgramTest, shards
@@ -19,18 +17,6 @@ class Resume(ProgramTest):
         return self.run_arguments(
             model, tokens, self.dir / output, **(self.KEYS | keys)
         )
-
-    def kill_after(self, arguments, blocks, seconds):
-        """Kills a run so long after so many blocks were reported; whether it was still running."""
-        process = subprocess.Popen([PROGRAM, *map(str, arguments)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=self.dir,
-        )  # fmt: skip
-        for _ in range(blocks):
-            process.stderr.readline()
-        time.sleep(seconds)
-        process.kill()
-        process.communicate()
-        return process.returncode == -signal.SIGKILL
 
     def test_killed_at_any_moment_continues_to_the_same_bytes(self):
         self.check_kills(rounds=4)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -55,6 +57,19 @@ class ProgramTest(unittest.TestCase):
                 0, vocab, count, dtype=np.int32
             )
         return path
+
+    def kill_after(self, arguments, lines, seconds):
+        """Kills a process so long after so many lines; whether it was still running."""
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, arguments)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=self.dir,
+        )  # fmt: skip
+        for _ in range(lines):
+            process.stderr.readline()
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+        return process.returncode == -signal.SIGKILL
 
     def run_arguments(self, model, dataset, output, **keys):
         """`coppice run` with small defaults; keys replace or add flags."""

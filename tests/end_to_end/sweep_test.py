@@ -4,14 +4,11 @@ found by a pass before."""
 import csv
 import json
 import random
-import signal
-import subprocess
-import time
 import unittest
 
 import h5py
 import numpy as np
-from support import PROGRAM, ProgramTest, report, shards
+from support import ProgramTest, report, shards
 
 
 def held_out_loss(directory, tokens, first, count, seqlen):
@@ -47,19 +44,6 @@ class SweepTest(ProgramTest):
     def rows(self, output):
         with open(self.dir / output / "sweep.csv", newline="") as file:
             return list(csv.DictReader(file))
-
-    def kill_after(self, arguments, lines, seconds):
-        """Kills a process so long after so many lines; whether it was still running."""
-        process = subprocess.Popen(
-            [PROGRAM, *map(str, arguments)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=self.dir,
-        )  # fmt: skip
-        for _ in range(lines):
-            process.stderr.readline()
-        time.sleep(seconds)
-        process.kill()
-        process.communicate()
-        return process.returncode == -signal.SIGKILL
 
 
 class Sweep(SweepTest):
