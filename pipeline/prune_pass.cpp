@@ -115,7 +115,7 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
   std::move(blocks.begin(), blocks.end(), std::back_inserter(all));
 }
 
-void PrunePass::leave(GraphSpan& span, SpanJob& job) {
+void PrunePass::leave(GraphSpan&, SpanJob& job) {
   if (!judges_) return;
   std::map<std::string, at::Tensor> tensors;
   for (size_t recipe = 0; recipe < recipes_.size(); ++recipe) {  // by name in the order of recipes

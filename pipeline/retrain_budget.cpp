@@ -13,7 +13,7 @@ namespace coppice {
 namespace {
 
 // Resident beside what is counted, and freed pages that the allocator keeps: as in
-// plan/estimate.cpp.
+// plan/planned_memory.cpp.
 constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
 constexpr double kAllocatorShare = 0.06;
 

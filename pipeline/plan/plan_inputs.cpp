@@ -143,6 +143,9 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
   PlanInputs inputs{architecture, job.recipes};
   inputs.num_written = job.num_written;
   inputs.is_judged = job.is_judged;
+  if (job.is_judged && !architecture.head.empty()) {
+    inputs.head_rows = std::min(spans.head_rows_per_span(), architecture.vocab);
+  }
   inputs.windows = windows;
   inputs.seqlen = recipe.calibration.seqlen;
   inputs.compute_bytes =

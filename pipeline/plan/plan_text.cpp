@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "pipeline/plan/estimate.h"       // has_half_block_boundaries
+#include "pipeline/plan/planned_work.h"   // has_half_block_boundaries
 #include "pipeline/telemetry/progress.h"  // human_bytes, human_seconds
 
 namespace coppice {

@@ -8,7 +8,9 @@
 #include <optional>
 
 #include "pipeline/errors.h"  // BudgetError
-#include "pipeline/plan/estimate.h"
+#include "pipeline/plan/planned_memory.h"
+#include "pipeline/plan/planned_time.h"
+#include "pipeline/plan/planned_work.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes
 
 namespace coppice {
@@ -16,6 +18,15 @@ namespace {
 
 constexpr uint64_t kSmallStates = uint64_t{32} << 20;  // of the three boundaries that live at once
 constexpr uint64_t kSmallImage = uint64_t{64} << 20;   // two of them: not worth a thought
+
+/// The plan with these settings, whether it fits or not.
+RunPlan estimate(const PlanInputs& in, const RunSettings& settings) {
+  RunPlan plan;
+  plan.settings = settings;
+  add_memory(in, plan);
+  add_times(in, plan);
+  return plan;
+}
 
 bool fits(const RunPlan& plan) {
   return plan.ram.fits() && (plan.device.items.empty() || plan.device.fits()) &&
@@ -142,6 +153,12 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
 }
 
 }  // namespace
+
+uint64_t PlannedResource::bytes() const {
+  uint64_t sum = 0;
+  for (const PlanItem& item : items) sum += item.bytes;
+  return sum;
+}
 
 std::string complaint_about(const PlannedResource& resource) {
   std::string text = fmt::format("{}: {} needed, {} given by {}", resource.name,

@@ -95,6 +95,7 @@ struct PlanInputs {
 
   int num_written = 1;     // recipes whose shards are written
   bool is_judged = false;  // the held-out windows flow through every recipe's model
+  int64_t head_rows = 0;   // of the vocabulary, that judge them at once; 0: there is no head
 
   const ResourceOptions& resources() const { return recipes.front().resources; }
 };

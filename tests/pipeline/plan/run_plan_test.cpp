@@ -190,6 +190,17 @@ TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
   EXPECT_LT(half, block);
 }
 
+TEST_F(RunPlanTest, LogitsThatJudgeASweepArePlanned) {
+  recipe_.reconstruct.window = {WindowKind::kNone};
+  PlanInputs in = inputs();
+  in.is_judged = true;
+  const uint64_t without = plan_run(in).ram.bytes();
+  in.head_rows = 1'000'000;
+  const uint64_t logits = uint64_t(in.head_rows * in.seqlen) * sizeof(float);
+  EXPECT_LE(without, logits);  // else this would show nothing
+  EXPECT_GE(plan_run(in).ram.bytes(), 2 * logits);
+}
+
 TEST_F(RunPlanTest, FullDiskIsRefusedByName) {
   PlanInputs in = inputs();
   in.output_limit = kMiB;

@@ -1,0 +1,54 @@
+// What the recipes of a plan make the machine do: spans, stages, boundaries, reads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "pipeline/plan/run_plan.h"
+#include "stages/stage.h"
+
+namespace coppice {
+
+/// One window of hidden states in the model's dtype.
+uint64_t window_bytes(const PlanInputs& inputs);
+
+// ---- spans and stages
+
+HalfRange span_of(const PlanInputs& inputs);
+/// Left to do; the last one may be a part of one.
+double spans_to_do(const PlanInputs& inputs);
+std::vector<HalfRange> windows_of_span(const PlanInputs& inputs, const Recipe& recipe);
+SpanShape shape_of(const PlanInputs& inputs, HalfRange halves);
+
+/// What the adaptation of a span writes to: a part for each recipe that is written, one for all
+/// others.
+uint64_t adapted_bytes(const PlanInputs& inputs);
+
+/// What a recipe does to each of its windows.
+std::vector<std::unique_ptr<Stage>> adapt_stages(const PlanInputs& inputs, const Recipe& recipe);
+/// Null where no dense forward is wanted.
+std::unique_ptr<Stage> forward_stage(const PlanInputs& inputs, Calibrate::Convert convert);
+
+// ---- boundaries
+
+/// Whether the recipe reconstructs halves of blocks, whose targets lie inside them.
+bool has_half_block_boundaries(const PlanInputs& inputs);
+/// Streams of hidden states that flow between spans.
+int num_streams(const PlanInputs& inputs);
+/// Boundaries between the blocks of a span that some window ends at.
+int blocks_inside(const PlanInputs& inputs);
+/// Boundaries between blocks that live at once: what enters and leaves the span at work, and those.
+int boundaries_between(const PlanInputs& inputs);
+/// Boundaries inside the blocks of a span.
+int streams_inside(const PlanInputs& inputs, bool recompute_targets);
+
+// ---- reads
+
+/// Bytes of hidden states that the reconstruction of all windows of a span reads, undone.
+double adapt_reads(const PlanInputs& inputs);
+/// Of a block (a span of one) whose targets are made again for every read: the dense attention
+/// half, forward.
+Cost recompute_cost(const PlanInputs& inputs);
+
+}  // namespace coppice
