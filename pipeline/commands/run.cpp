@@ -2,11 +2,11 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <map>
 
 #include "pipeline/commands/command.h"
-#include "pipeline/commands/outcome.h"
-#include "pipeline/commands/run_arguments.h"
-#include "pipeline/prune_run.h"
+#include "pipeline/commands/prune_command.h"
+#include "pipeline/telemetry/progress.h"  // human_bytes, human_seconds
 
 namespace coppice {
 namespace {
@@ -88,21 +88,7 @@ void print_summary(const PruneRunOptions& options, const json& report) {
 }  // namespace
 
 int run_command(const std::vector<std::string>& arguments, const std::string& command_line) {
-  const std::optional<RunArguments> given = parse_run_arguments("run", arguments, command_line);
-  if (!given) return 0;
-  const PruneRunOptions& options = given->options;
-  require_dataset_and_output("run", options);
-  const RunResult result = prune_run(options);
-  if (const std::optional<int> code =
-          exit_code_unless_finished(result.outcome, options.output, options.resume_command)) {
-    return *code;
-  }
-  if (given->as_json) {
-    fmt::print("{}\n", result.report.dump(2));
-  } else {
-    print_summary(options, result.report);
-  }
-  return 0;
+  return prune_command("run", arguments, command_line, print_summary);
 }
 
 }  // namespace coppice

@@ -98,13 +98,4 @@ std::optional<RunArguments> parse_run_arguments(const std::string& command,
   return given;
 }
 
-void require_dataset_and_output(const std::string& command, const PruneRunOptions& options) {
-  if (options.dataset.empty()) {
-    throw ConfigError(command + ": --dataset FILE is missing: calibration text");
-  }
-  if (options.output.empty()) {
-    throw ConfigError(command + ": --output-dir DIR is missing: where to write");
-  }
-}
-
 }  // namespace coppice

@@ -20,7 +20,4 @@ std::optional<RunArguments> parse_run_arguments(const std::string& command,
                                                 const std::vector<std::string>& arguments,
                                                 const std::string& command_line);
 
-/// Throws ConfigError for the one that was left out.
-void require_dataset_and_output(const std::string& command, const PruneRunOptions& options);
-
 }  // namespace coppice

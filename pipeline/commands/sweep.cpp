@@ -4,8 +4,7 @@
 #include <cstdio>
 
 #include "pipeline/commands/command.h"
-#include "pipeline/commands/outcome.h"
-#include "pipeline/commands/run_arguments.h"
+#include "pipeline/commands/prune_command.h"
 #include "pipeline/telemetry/progress.h"  // human_seconds
 #include "pipeline/telemetry/sweep_table.h"
 
@@ -35,21 +34,7 @@ void print_summary(const PruneRunOptions& options, const json& report) {
 }  // namespace
 
 int sweep_command(const std::vector<std::string>& arguments, const std::string& command_line) {
-  const std::optional<RunArguments> given = parse_run_arguments("sweep", arguments, command_line);
-  if (!given) return 0;
-  const PruneRunOptions& options = given->options;
-  require_dataset_and_output("sweep", options);
-  const RunResult result = prune_run(options);
-  if (const std::optional<int> code =
-          exit_code_unless_finished(result.outcome, options.output, options.resume_command)) {
-    return *code;
-  }
-  if (given->as_json) {
-    fmt::print("{}\n", result.report.dump(2));
-  } else {
-    print_summary(options, result.report);
-  }
-  return 0;
+  return prune_command("sweep", arguments, command_line, print_summary);
 }
 
 }  // namespace coppice

@@ -1,6 +1,5 @@
 """A killed run continues, and writes the bytes an undisturbed one would have written."""
 
-import random
 import subprocess
 import unittest
 
@@ -35,23 +34,14 @@ class Resume(ProgramTest):
         tag = "".join(str(value) for value in keys.values())
         self.coppice(*self.arguments(f"undisturbed{tag}", **keys))
         golden = shards(self.dir / f"undisturbed{tag}")
-        seed = random.randrange(10**6)
-        print(f"seed {seed}")
-        draw = random.Random(seed)
-        kills = 0
-        for round_number in range(rounds):
-            output = f"killed{tag}{round_number}"
-            arguments = self.arguments(output, **keys)
-            for blocks in draw.choices([0, 1], k=3):  # a resumed run reports only the blocks it does
-                kills += self.kill_after(arguments, blocks, draw.uniform(0, 0.5))
-                arguments = self.arguments(output, resume=True, **keys)
-            self.coppice(*arguments)
-            self.assertEqual(shards(self.dir / output), golden, f"seed {seed}, round {round_number}")
+        arguments = lambda output, resume: self.arguments(output, resume=resume, **keys)
+        # A resumed run reports only the blocks it does.
+        for output in self.continued_after_kills(arguments, rounds, [0, 1], 0.5, f"killed{tag}"):
+            self.assertEqual(shards(self.dir / output), golden)
             self.assertEqual(list((self.dir / output).glob("*.tmp")), [])
             masks = self.dir / f"undisturbed{tag}" / "masks"
             if masks.exists():
                 self.assertEqual(shards(self.dir / output / "masks"), shards(masks))
-        self.assertGreater(kills, 0, "no run was killed before its end")
 
     def test_sigterm_ends_with_130_and_the_command_that_continues(self):
         golden = self.dir / "undisturbed"

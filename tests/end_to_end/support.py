@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,27 @@ class ProgramTest(unittest.TestCase):
         process.communicate()
         return process.returncode == -signal.SIGKILL
 
+    def continued_after_kills(self, arguments, rounds, lines, seconds, name="killed"):
+        """Of every round the name of an output that was killed three times, continued and finished.
+
+        arguments(output, resume) starts or continues it; killed after one of `lines` of progress
+        and at most so many seconds more.
+        """
+        seed = random.randrange(10**6)
+        print(f"seed {seed}")
+        draw = random.Random(seed)
+        kills = 0
+        for round_number in range(rounds):
+            output, resume = f"{name}{round_number}", False
+            for count in draw.choices(lines, k=3):
+                kills += self.kill_after(
+                    arguments(output, resume), count, draw.uniform(0, seconds)
+                )
+                resume = True
+            self.coppice(*arguments(output, resume))
+            yield output
+        self.assertGreater(kills, 0, "nothing was killed before its end")
+
     def run_arguments(self, model, dataset, output, **keys):
         """`coppice run` with small defaults; keys replace or add flags."""
         flags = {"nsamples": 8, "seqlen": 32, "lr": 1e-3, "epochs": 2}
@@ -79,7 +101,7 @@ class ProgramTest(unittest.TestCase):
         for key, value in flags.items():
             if value is True:
                 arguments.append("--" + key.replace("_", "-"))
-            else:
+            elif value is not False:
                 arguments += ["--" + key.replace("_", "-"), value]
         return arguments
 

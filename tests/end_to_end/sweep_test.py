@@ -3,7 +3,6 @@ found by a pass before."""
 
 import csv
 import json
-import random
 import unittest
 
 import h5py
@@ -134,25 +133,15 @@ class Sweep(SweepTest):
         grid = ("prune-method=wanda,magnitude", "window=half-block,block")
         self.coppice(*self.arguments("undisturbed", grid, epochs=6))
         golden = self.rows("undisturbed")
-        seed = random.randrange(10**6)
-        print(f"seed {seed}")
-        draw = random.Random(seed)
-        kills = 0
-        for round_number in range(3):
-            output = f"killed{round_number}"
-            arguments = self.arguments(output, grid, epochs=6)
-            for lines in draw.choices([0, 2, 5], k=3):
-                kills += self.kill_after(arguments, lines, draw.uniform(0, 0.4))
-                arguments = self.arguments(output, grid, epochs=6, resume=True)
-            self.coppice(*arguments)
+        arguments = lambda output, resume: self.arguments(output, grid, epochs=6, resume=resume)
+        for output in self.continued_after_kills(arguments, 3, [0, 2, 5], 0.4):
             for row, expected in zip(self.rows(output), golden, strict=True):
-                self.assertEqual(row["held_out_loss"], expected["held_out_loss"], f"seed {seed}")
+                self.assertEqual(row["held_out_loss"], expected["held_out_loss"])
                 self.assertEqual(row["best"], expected["best"])
                 name = row["name"]
                 self.assertEqual(
                     shards(self.dir / output / name), shards(self.dir / "undisturbed" / name)
                 )
-        self.assertGreater(kills, 0, "no sweep was killed before its end")
 
     def test_plan_of_a_sweep_counts_all_recipes(self):
         plan = lambda *vary: json.loads(
@@ -220,21 +209,9 @@ class Survey(SweepTest):
     def test_killed_in_the_survey_continues_to_the_same_bytes(self):
         keys = {"command": "run", "allocation": "owl", "lr": "auto", "epochs": 4}
         self.coppice(*self.arguments("undisturbed", **keys))
-        seed = random.randrange(10**6)
-        print(f"seed {seed}")
-        draw = random.Random(seed)
-        kills = 0
-        for round_number in range(3):
-            output = f"killed{round_number}"
-            arguments = self.arguments(output, **keys)
-            for lines in draw.choices([0, 1, 3], k=3):
-                kills += self.kill_after(arguments, lines, draw.uniform(0, 0.3))
-                arguments = self.arguments(output, resume=True, **keys)
-            self.coppice(*arguments)
-            self.assertEqual(
-                shards(self.dir / output), shards(self.dir / "undisturbed"), f"seed {seed}"
-            )
-        self.assertGreater(kills, 0, "no run was killed before its end")
+        arguments = lambda output, resume: self.arguments(output, resume=resume, **keys)
+        for output in self.continued_after_kills(arguments, 3, [0, 1, 3], 0.3):
+            self.assertEqual(shards(self.dir / output), shards(self.dir / "undisturbed"))
 
     def test_what_a_survey_cannot_close_is_refused(self):
         for keys, word in (
