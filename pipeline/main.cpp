@@ -14,6 +14,7 @@
 #include "pipeline/commands/command.h"
 #include "pipeline/errors.h"
 #include "pipeline/heap.h"
+#include "pipeline/openmp.h"
 
 namespace {
 
@@ -64,6 +65,7 @@ int dispatch(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  coppice::wait_without_spinning(argv);
   coppice::prefer_huge_pages();
   tbb::task_scheduler_handle workers{tbb::attach{}};
   int code = 0;

@@ -1,11 +1,13 @@
 """A dense checkpoint goes in, a pruned and reconstructed one comes out that transformers loads."""
 
 import json
+import os
+import subprocess
 import unittest
 from pathlib import Path
 
 import numpy as np
-from support import ProgramTest, as_float, report, tensors
+from support import PROGRAM, ProgramTest, as_float, report, tensors
 
 
 class Run(ProgramTest):
@@ -239,6 +241,26 @@ class Run(ProgramTest):
             self.assertLessEqual(
                 window["validation_reconstructed"], window["validation_pruned"]
             )
+
+    def test_openmp_waits_without_spinning_unless_the_user_says_otherwise(self):
+        for given, expected in ((None, "passive"), ("active", "active")):
+            environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+            if given:
+                environment["OMP_WAIT_POLICY"] = given
+            arguments = self.run_arguments(
+                self.model(), self.tokens(300), self.dir / expected, epochs=50
+            )
+            process = subprocess.Popen(
+                [PROGRAM, *map(str, arguments)],
+                stderr=subprocess.PIPE, text=True, cwd=self.dir, env=environment,
+            )  # fmt: skip
+            process.stderr.readline()  # a block is done
+            variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+            process.kill()
+            process.communicate()
+            self.assertIn(f"OMP_WAIT_POLICY={expected}".encode(), variables)
+            self.assertEqual(name, Path(PROGRAM).name[:15])
 
     def test_two_runs_write_the_same_bytes(self):
         model, tokens = self.model(), self.tokens(300)
