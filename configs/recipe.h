@@ -77,10 +77,14 @@ void set_recipe_key(Recipe& recipe, const std::string& key, const std::string& t
 /// check_recipe. Throws IoError for an absent file.
 std::vector<std::string> read_recipe(const std::filesystem::path& path, Recipe& recipe);
 
+/// Who looks at the held-out windows: what a recipe reconstructs, or a sweep, at whole models.
+enum class JudgedBy { kItsWindows, kSweep };
+
 /// Checks what no single key can: N:M against sparsity, nsamples ≥ 2 when reconstructing, ….
 /// Resolves sparsity from N:M: omitted (not among `keys_set_by_user`, flags or paths) or stated
-/// equal. Throws ConfigError.
-void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user);
+/// equal. Where nothing is judged, nothing is held out unless that was stated. Throws ConfigError.
+void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user,
+                  JudgedBy judged = JudgedBy::kItsWindows);
 
 /// The resolved recipe as YAML, every key written; `read_recipe` gives the same back.
 std::string write_recipe(const Recipe& recipe);

@@ -108,9 +108,21 @@ void check_rate(const ReconstructOptions& reconstruct) {
   }
 }
 
+/// SparseGPT alone then fits its weights to every window there is.
+void check_hold_out(ReconstructOptions& reconstruct, JudgedBy judged, Stated fraction) {
+  const bool is_judged = judged == JudgedBy::kSweep || reconstruct.window.kind != WindowKind::kNone;
+  if (!is_judged && fraction == Stated::kByNobody) reconstruct.validation_fraction = 0;
+  if (is_judged && reconstruct.validation_fraction == 0) {
+    throw ConfigError(
+        "reconstruct.validation_fraction: 0: nothing would be left to judge by; only a run that "
+        "prunes and reconstructs nothing can hold out nothing");
+  }
+}
+
 }  // namespace
 
-void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user) {
+void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_user,
+                  JudgedBy judged) {
   const auto stated = [&](const std::string& path) {
     const bool by_user =
         std::any_of(keys_set_by_user.begin(), keys_set_by_user.end(), [&](const std::string& name) {
@@ -124,6 +136,7 @@ void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_us
   check_comparison(recipe.prune);
   check_allocation(recipe);
   check_rate(recipe.reconstruct);
+  check_hold_out(recipe.reconstruct, judged, stated("reconstruct.validation_fraction"));
   if (recipe.reconstruct.window.kind != WindowKind::kNone && recipe.calibration.nsamples < 2) {
     throw ConfigError(
         fmt::format("calibration.nsamples: {}: at least 2 when reconstructing, one to train on and "

@@ -155,8 +155,9 @@ std::vector<RecipeKey> reconstruct_keys() {
                &Recipe::reconstruct, &ReconstructOptions::warmup),
       make_key(
           "reconstruct", "validation_fraction",
-          "share of the windows held out to judge the result, at least one window",
-          real_number([](double x) { return x > 0 && x <= 0.5; }, "greater than 0 and at most 0.5"),
+          "share of the windows held out to judge the result, at least one window; 0, and by "
+          "itself, where nothing is judged",
+          real_number([](double x) { return x >= 0 && x <= 0.5; }, "at least 0 and at most 0.5"),
           &Recipe::reconstruct, &ReconstructOptions::validation_fraction),
       make_key("reconstruct", "shuffle", "another order of the training windows in each epoch",
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::shuffle),

@@ -98,7 +98,7 @@ NamedRecipe recipe_of(const BaseRecipe& base, const std::vector<VariedKey>& keys
     set.push_back(keys[i].key->path());
   }
   try {
-    check_recipe(named.recipe, set);
+    check_recipe(named.recipe, set, JudgedBy::kSweep);
   } catch (const ConfigError& error) {
     throw ConfigError(fmt::format("sweep: {}: {}", named.name, error.what()));
   }

@@ -242,8 +242,8 @@ INSTANTIATE_TEST_SUITE_P(
         WrongValue{"reconstruct.batch_size", "0", "at least 1"},
         WrongValue{"reconstruct.lr", "0", "greater than 0"},
         WrongValue{"reconstruct.warmup", "1", "less than 1"},
-        WrongValue{"reconstruct.validation_fraction", "0", "greater than 0 and at most 0.5"},
-        WrongValue{"reconstruct.validation_fraction", "0.51", "greater than 0 and at most 0.5"},
+        WrongValue{"reconstruct.validation_fraction", "-0.1", "at least 0 and at most 0.5"},
+        WrongValue{"reconstruct.validation_fraction", "0.51", "at least 0 and at most 0.5"},
         WrongValue{"reconstruct.shuffle", "1", "one of true, false"},
         WrongValue{"calibration.nsamples", "0", "at least 1"},
         WrongValue{"calibration.seqlen", "1", "at least 2"},
@@ -360,6 +360,24 @@ TEST(Recipe, ResolvedRecipePassesItsOwnCheck) {
   Recipe same;
   check_recipe(same, read_recipe(resolved.path(), same));
   EXPECT_EQ(write_recipe(same), write_recipe(recipe));
+}
+
+TEST(Recipe, OnlyWhatIsJudgedHoldsWindowsOut) {
+  Recipe pruned = recipe_of("reconstruct: {window: none}\n");
+  Recipe in_sweep = pruned, stated = pruned, reconstructed;
+  check_recipe(pruned, {});
+  EXPECT_EQ(pruned.reconstruct.validation_fraction, 0);
+  check_recipe(stated, {"reconstruct.validation_fraction"});
+  check_recipe(in_sweep, {}, JudgedBy::kSweep);
+  check_recipe(reconstructed, {});
+  for (const Recipe* recipe : {&stated, &in_sweep, &reconstructed}) {
+    EXPECT_EQ(recipe->reconstruct.validation_fraction, 0.0625);
+  }
+  Recipe blind = recipe_of("reconstruct: {validation_fraction: 0}\n");
+  EXPECT_THAT([&] { check_recipe(blind, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr("nothing would be left to judge by")));
+  EXPECT_THAT([&] { check_recipe(pruned, {}, JudgedBy::kSweep); },
+              ThrowsMessage<ConfigError>(HasSubstr("nothing would be left to judge by")));
 }
 
 TEST(Recipe, ReconstructionNeedsTwoWindows) {
