@@ -434,7 +434,7 @@ class Experiment:
 
     def rates_swept(self, name: str, arguments: list[str]) -> dict[float, float | None]:
         arguments = ["sweep", *arguments, "--outputs", "none"]
-        arguments += ["--vary", "lr=" + ",".join(f"{lr:g}" for lr in self.setup.rates)]
+        arguments += ["--vary", f"lr={rates_text(self.setup.rates)}"]
 
         def make() -> dict:
             lines, _ = self.swept(name, arguments)
@@ -686,6 +686,7 @@ def about(setup: Setup, records: dict[str, dict], is_quick: bool) -> About:
         ("--nsamples", setup.nsamples, usual.nsamples),
         ("--seqlen", setup.seqlen, usual.seqlen),
         ("--rate-samples", setup.rate_samples, usual.rate_samples),
+        ("--rates", rates_text(setup.rates), rates_text(usual.rates)),
         ("--seeds", len(setup.seeds), len(usual.seeds)),
         ("--max-windows", setup.max_windows, usual.max_windows),
     ):
@@ -753,6 +754,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--nsamples", type=int)
     parser.add_argument("--seqlen", type=int)
     parser.add_argument("--rate-samples", type=int)
+    parser.add_argument("--rates", type=rates)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--max-windows", type=int)
     parser.add_argument("--quick", action="store_true")
@@ -760,10 +762,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def rates(text: str) -> tuple[float, ...]:
+    """"3e-4,1e-3" as learning rates."""
+    values = tuple(float(part) for part in text.split(","))
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ValueError
+    return values
+
+
+def rates_text(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 def setup_of(args: argparse.Namespace, model: Path) -> Setup:
     given = {
         key: value
-        for key in ("nsamples", "seqlen", "rate_samples", "max_windows")
+        for key in ("nsamples", "seqlen", "rate_samples", "rates", "max_windows")
         if (value := getattr(args, key)) is not None
     }
     if args.seeds is not None:

@@ -11,6 +11,7 @@
 #   --nsamples N       calibration windows               (default: 64)
 #   --seqlen N         tokens of a window                (default: 512)
 #   --rate-samples N   windows to choose a rate on       (default: 32)
+#   --rates LIST       learning rates to choose from     (default: 1e-4,3e-4,1e-3,3e-3)
 #   --seeds N          of the rows of table a            (default: 3)
 #   --max-windows N    windows of 2,048 tokens of --text (default: 20)
 #   --quick            every step on so little that it shows nothing else:

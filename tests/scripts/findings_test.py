@@ -428,7 +428,7 @@ class Steps(unittest.TestCase):
 
     def test_other_settings_are_refused_by_name(self):
         self.measure(only="b")
-        for keys in ({"nsamples": 7}, {"max_windows": 3}):
+        for keys in ({"nsamples": 7}, {"max_windows": 3}, {"rates": "0.001"}):
             said = f"{[*keys][0]}: there (.|\n)*--out"
             with self.assertRaisesRegex(findings.FindingsError, said):
                 self.measure(only="b", **keys)
@@ -482,6 +482,17 @@ class Steps(unittest.TestCase):
         self.assertNotEqual(pruned_with, set(self.windows(1, 8, 1 / 16)[:-1]))
         self.assertFalse(pruned_with & set(self.windows(0, 80, 1 / 16, is_fresh=True)[:-5]))
         self.assertTrue(set(self.windows(0, 4, 0.25)[:-1]) <= pruned_with)
+
+    def test_rates_to_choose_from_are_given_and_shown(self):
+        args = findings.parse(["--dataset", "C4", "--text", "T", "--rates", "3e-4,0.001"])
+        setup = findings.setup_of(args, self.dir / "model")
+        self.assertEqual(setup.rates, (3e-4, 1e-3))
+        record = {"result": {}, "machine": "m", "date": "2026-01-01"}
+        shown = findings.about(setup, {"dense": record}, is_quick=False)
+        self.assertIn("--rates 0.0003,0.001", shown.command)
+        for wrong in ("1e-3,", "0", "-1e-3", "inf", "fast"):
+            with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
+                findings.parse(["--dataset", "C4", "--text", "T", "--rates", wrong])
 
     def test_rates_without_a_finite_loss(self):
         choice = findings.chosen_rate("x", 4, {1e-3: None, 3e-4: 2.0, 1e-4: 2.0})
