@@ -123,6 +123,21 @@ bool fact_of(const ConfigJson& config, const Alternatives& alternatives) {
   return false;
 }
 
+/// The key that states a size, where one may: the first that is tried, unless it is computed.
+void fill_size_keys(const Family& family, Architecture& architecture) {
+  for (const char* size : {"ffn", "heads", "kv_heads", "head_dim"}) {
+    const std::string& first = family.dims.at(size).front();
+    if (first.find_first_of(" */0123456789") == std::string::npos) {
+      architecture.size_keys[size] = first;
+    }
+  }
+}
+
+/// The key that decides, where one does.
+std::string bias_key(const Alternatives& bias) {
+  return bias.front() == "true" || bias.front() == "false" ? "" : bias.front();
+}
+
 void require_values(const ConfigJson& config, const Family& family) {
   for (const auto& [key, value] : family.required) {
     if (!config.has(key) || config.text(key) == value) continue;
@@ -241,7 +256,7 @@ void fill_block(const ConfigJson& config, const Family& family, Architecture& ar
   for (const Family::Linear& linear : family.linears) {
     architecture.linears.push_back({linear.role, linear.name, linear.input, linear.half,
                                     size(linear.shape[0]), size(linear.shape[1]),
-                                    fact_of(config, linear.bias)});
+                                    fact_of(config, linear.bias), -1, bias_key(linear.bias)});
   }
   if (!family.experts.router.empty()) {
     architecture.experts.router = family.experts.router;
@@ -279,6 +294,7 @@ Architecture load_architecture(const std::filesystem::path& model_directory,
   architecture.block_prefix = family.block_prefix;
   architecture.units = family.units;
   fill_sizes(config, family, architecture);
+  fill_size_keys(family, architecture);
   fill_block(config, family, architecture);
   fill_outside(config, family, architecture);
   architecture.norm_kind = family.norm_kind;

@@ -214,9 +214,12 @@ void check_places_of_experts(const MapReader& map, const Family& family,
 }
 
 UnitSpec read_unit(const MapReader& map, const std::vector<std::string>& known) {
-  map.allow({"producers", "shared", "consumer"});
+  map.allow({"producers", "shared", "consumer", "divides_hidden"});
   UnitSpec unit{map.words("producers"), {}, map.word("consumer")};
   if (map.has("shared")) unit.shared = map.words("shared");
+  if (map.has("divides_hidden")) {
+    unit.divides_hidden = map.form<bool>("divides_hidden", {{"true", true}, {"false", false}});
+  }
   std::vector<std::string> roles = unit.producers;
   roles.insert(roles.end(), unit.shared.begin(), unit.shared.end());
   roles.push_back(unit.consumer);

@@ -72,6 +72,56 @@ void check_comparison(const PruneOptions& prune) {
   }
 }
 
+/// What only methods that remove units read, and what they do not.
+void check_units(Recipe& recipe, Stated ridge) {
+  const PruneOptions& prune = recipe.prune;
+  const PruneOptions defaults;  // what a written recipe states of them
+  ReconstructOptions& reconstruct = recipe.reconstruct;
+  const bool has_shares = prune.ffn_sparsity > 0 || prune.head_sparsity > 0;
+  if (!removes_units(prune.method)) {
+    if (has_shares) {
+      throw ConfigError(
+          "prune.ffn_sparsity, prune.head_sparsity: of methods that remove neurons and heads; "
+          "choose one of them (wanda_sp, say), or leave these out");
+    }
+    if (prune.is_sliced) {
+      throw ConfigError(
+          "prune.structured_output: sliced: single zeros cannot be cut out; of methods that remove "
+          "neurons and heads");
+    }
+    if (folds_units(reconstruct)) {
+      throw ConfigError(
+          "reconstruct.solver: liar and bias fold removed neurons and heads into what stays; for "
+          "single weights least_squares does it");
+    }
+    return;
+  }
+  if (!has_shares && prune.sparsity_map.empty()) {
+    throw ConfigError(
+        "prune.method: removes neurons and heads: how many? prune.ffn_sparsity and "
+        "prune.head_sparsity say it");
+  }
+  if (prune.sparsity != defaults.sparsity || !prune.block_sparsities.empty() ||
+      !prune.pattern.is_unstructured() || prune.comparison != Comparison::kAuto ||
+      prune.allocation != Allocation::kUniform) {
+    throw ConfigError(
+        "prune.method: removes neurons and heads: leave out sparsity, sparsity_type, "
+        "block_sparsities, comparison and allocation; ffn_sparsity, head_sparsity and sparsity_map "
+        "say how many");
+  }
+  if (reconstruct.window.kind == WindowKind::kMatrix) {
+    throw ConfigError(
+        "reconstruct.window: matrix: neurons and heads are made and read by several matrices; "
+        "choose half-block or more");
+  }
+  if (fits(reconstruct) && !folds_units(reconstruct)) {
+    throw ConfigError(
+        "reconstruct.solver: least_squares fits single weights; liar does it for neurons and "
+        "heads");
+  }
+  if (folds_units(reconstruct) && ridge == Stated::kByNobody) reconstruct.ridge = 0;
+}
+
 void check_allocation(const Recipe& recipe) {
   const PruneOptions& prune = recipe.prune;
   if (prune.allocation == Allocation::kUniform) return;
@@ -134,6 +184,7 @@ void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_us
   check_masks(recipe.prune, stated("prune.method"));
   check_pattern(recipe.prune, stated("prune.sparsity"));
   check_comparison(recipe.prune);
+  check_units(recipe, stated("reconstruct.ridge"));
   check_allocation(recipe);
   check_rate(recipe.reconstruct);
   check_hold_out(recipe.reconstruct, judged, stated("reconstruct.validation_fraction"));

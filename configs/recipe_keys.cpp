@@ -42,24 +42,32 @@ RecipeKey with_flag(RecipeKey key, std::string flag) {
   return key;
 }
 
+ValueForm<double> fraction() {
+  return real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1");
+}
+
 std::vector<RecipeKey> prune_keys() {
   return {
       with_flag(
           make_key("prune", "method",
                    "how weights are scored: random, magnitude, wanda, ria or sparsegpt; given: "
-                   "--masks decides",
+                   "--masks decides; random_sp, magnitude_sp, wanda_sp and flap remove neurons and "
+                   "heads",
                    one_of<PruneMethod>({{"random", PruneMethod::kRandom},
                                         {"magnitude", PruneMethod::kMagnitude},
                                         {"wanda", PruneMethod::kWanda},
                                         {"ria", PruneMethod::kRia},
                                         {"sparsegpt", PruneMethod::kSparseGpt},
-                                        {"given", PruneMethod::kGiven}},
-                                       {"flap", "wanda_sp"}),
+                                        {"given", PruneMethod::kGiven},
+                                        {"random_sp", PruneMethod::kRandomSp},
+                                        {"magnitude_sp", PruneMethod::kMagnitudeSp},
+                                        {"wanda_sp", PruneMethod::kWandaSp},
+                                        {"flap", PruneMethod::kFlap}},
+                                       {"snip"}),
                    &Recipe::prune, &PruneOptions::method),
           "--prune-method"),
       make_key("prune", "sparsity",
-               "fraction of the targeted weights that become zero; follows from N:M",
-               real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
+               "fraction of the targeted weights that become zero; follows from N:M", fraction(),
                &Recipe::prune, &PruneOptions::sparsity),
       as_list(make_key("prune", "block_sparsities",
                        "fraction of zeros of each block, from the first to the last",
@@ -95,6 +103,25 @@ std::vector<RecipeKey> prune_keys() {
                                      {"dense", StatisticsOf::kDense},
                                      {"propagated", StatisticsOf::kPropagated}}),
                &Recipe::prune, &PruneOptions::statistics),
+      make_key("prune", "ffn_sparsity",
+               "of methods that remove units: fraction of the neurons of each MLP", fraction(),
+               &Recipe::prune, &PruneOptions::ffn_sparsity),
+      make_key("prune", "head_sparsity",
+               "of methods that remove units: fraction of the query heads of each block",
+               fraction(), &Recipe::prune, &PruneOptions::head_sparsity),
+      make_key(
+          "prune", "head_units",
+          "which heads go together: query (any), balanced (as many of each key-value head), or "
+          "group (key-value heads with all that share them)",
+          one_of<HeadUnits>({{"query", HeadUnits::kQuery},
+                             {"balanced", HeadUnits::kBalanced},
+                             {"group", HeadUnits::kGroup}}),
+          &Recipe::prune, &PruneOptions::head_units),
+      make_key("prune", "structured_output",
+               "what was removed is masked (zeros, shapes as before) or sliced (cut out: smaller "
+               "and faster, sizes in config.json)",
+               one_of<bool>({{"masked", false}, {"sliced", true}}), &Recipe::prune,
+               &PruneOptions::is_sliced),
       as_list(make_key("prune", "targets",
                        "linears to prune, by name or re: pattern; none means all of the blocks",
                        name_list(), &Recipe::prune, &PruneOptions::targets)),
@@ -131,17 +158,21 @@ std::vector<RecipeKey> reconstruct_keys() {
                              {"cosine", Loss::kCosine}}),
                &Recipe::reconstruct, &ReconstructOptions::loss),
       make_key("reconstruct", "solver",
-               "adamw, least_squares (each weight on its own, no training), or "
-               "least_squares+adamw (training starts there)",
+               "adamw; least_squares (each row on its own, no training); of methods that remove "
+               "units: liar (folds them into what stays, no training) or bias (their mean alone, "
+               "into the bias); least_squares+adamw, liar+adamw: training starts there",
                one_of<Solver>({{"adamw", Solver::kAdamW},
                                {"least_squares", Solver::kLeastSquares},
-                               {"least_squares+adamw", Solver::kLeastSquaresAdamW}}),
+                               {"least_squares+adamw", Solver::kLeastSquaresAdamW},
+                               {"bias", Solver::kBias},
+                               {"liar", Solver::kLiar},
+                               {"liar+adamw", Solver::kLiarAdamW}}),
                &Recipe::reconstruct, &ReconstructOptions::solver),
       make_key("reconstruct", "ridge",
-               "of least squares: pull towards the weights as they were, as a share of the mean "
-               "square of an input",
-               real_number([](double x) { return x > 0; }, "greater than 0"), &Recipe::reconstruct,
-               &ReconstructOptions::ridge),
+               "of least squares and liar: pull towards the weights as they were, as a share of "
+               "the mean square of an input; auto, and by itself for liar: the best of some by the "
+               "held-out windows",
+               positive_or_auto(), &Recipe::reconstruct, &ReconstructOptions::ridge),
       make_key("reconstruct", "epochs", "passes over the training windows", whole_number(1),
                &Recipe::reconstruct, &ReconstructOptions::epochs),
       make_key("reconstruct", "batch_size", "sequences per optimiser step", whole_number(1),
@@ -149,9 +180,8 @@ std::vector<RecipeKey> reconstruct_keys() {
       make_key("reconstruct", "lr",
                "peak learning rate, small models want about 1e-3; auto: a few are tried on the "
                "first, middle and last block before the run",
-               rate_form(), &Recipe::reconstruct, &ReconstructOptions::lr),
-      make_key("reconstruct", "warmup", "share of the steps with a growing rate",
-               real_number([](double x) { return x >= 0 && x < 1; }, "at least 0 and less than 1"),
+               positive_or_auto(), &Recipe::reconstruct, &ReconstructOptions::lr),
+      make_key("reconstruct", "warmup", "share of the steps with a growing rate", fraction(),
                &Recipe::reconstruct, &ReconstructOptions::warmup),
       make_key(
           "reconstruct", "validation_fraction",
@@ -161,6 +191,10 @@ std::vector<RecipeKey> reconstruct_keys() {
           &Recipe::reconstruct, &ReconstructOptions::validation_fraction),
       make_key("reconstruct", "shuffle", "another order of the training windows in each epoch",
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::shuffle),
+      make_key("reconstruct", "add_biases",
+               "write biases where the model's class has a place for them and this checkpoint none "
+               "(attention_bias, mlp_bias of config.json, say); liar and bias use them",
+               true_or_false(), &Recipe::reconstruct, &ReconstructOptions::add_biases),
       make_key("reconstruct", "train_biases", "adapt biases along with the kept weights",
                true_or_false(), &Recipe::reconstruct, &ReconstructOptions::train_biases),
       make_key("reconstruct", "train_norms", "adapt norms along with the kept weights",

@@ -157,7 +157,7 @@ ValueForm<double> real_number(std::function<bool(double)> is_right, const std::s
   return {read, [](double number) { return fmt::format("{}", number); }};
 }
 
-ValueForm<double> rate_form() {
+ValueForm<double> positive_or_auto() {
   const ValueForm<double> number =
       real_number([](double x) { return x > 0; }, "greater than 0, or auto");
   return {[number](const std::string& text) { return text == "auto" ? 0 : number.read(text); },

@@ -27,7 +27,7 @@ ValueForm<uint64_t> seed_number();
 /// `range` is how a message says what `is_right` accepts. NaN and infinities are never right.
 ValueForm<double> real_number(std::function<bool(double)> is_right, const std::string& range);
 /// "auto", which is 0, or a number greater than 0.
-ValueForm<double> rate_form();
+ValueForm<double> positive_or_auto();
 ValueForm<bool> true_or_false();
 /// "unstructured", or "N:M" with 1 ≤ N < M ≤ 64.
 ValueForm<SparsityPattern> sparsity_pattern();

@@ -160,6 +160,7 @@ SpanReads ModelSpans::block_reads(int first_block, int last_block) const {
       wanted.push_back(model_.checkpoint.extent(name));
     };
     for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
+      if (tensor.is_added) continue;
       want(tensor.name);
       if (model_.checkpoint.tensor(tensor.name).dtype == kFp8) want(scales_name(tensor.name));
     }

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "pipeline/mask_source.h"  // bitmask_name
+#include "stages/units/slice.h"
 
 namespace coppice {
 namespace {
@@ -27,10 +28,14 @@ bool is_side_file(const fs::path& path) {
   return !is_weights && !is_ours && name[0] != '.' && extension != ".tmp";
 }
 
-// What is written is bf16.
-std::string without_quantization(const std::string& config) {
+// config.json with what is written otherwise than it was read: FP8 as bf16, biases that were added,
+// sizes of what was cut out.
+std::string edited_config(const std::string& config, const SourceModel& model,
+                          const std::map<std::string, int64_t>& sizes) {
   nlohmann::ordered_json json = nlohmann::ordered_json::parse(config);
-  json.erase("quantization_config");
+  if (model.architecture.scale_block.is_there()) json.erase("quantization_config");
+  for (const std::string& key : model.added_keys) json[key] = true;
+  for (const auto& [key, size] : sizes) json[key] = size;
   return json.dump(2) + "\n";
 }
 
@@ -43,15 +48,24 @@ void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
 }  // namespace
 
 OutputDirectory::OutputDirectory(fs::path path, const SourceModel& model)
-    : path_(std::move(path)), model_(model) {}
+    : OutputDirectory(std::move(path), model, model.architecture) {}
 
-std::vector<TensorSpec> OutputDirectory::block_specs(int block) const {
+OutputDirectory::OutputDirectory(fs::path path, const SourceModel& model, Architecture output)
+    : path_(std::move(path)), model_(model), output_(std::move(output)) {}
+
+std::vector<TensorSpec> OutputDirectory::specs_of(const Architecture& architecture,
+                                                  int block) const {
   std::vector<TensorSpec> specs;
-  for (const NamedShape& tensor : block_tensors(model_.architecture, block)) {
-    const TensorInfo& info = model_.checkpoint.tensor(tensor.name);
-    specs.push_back({info.name, widened_dtype(info), info.shape});
+  for (const NamedShape& tensor : block_tensors(architecture, block)) {
+    const std::string dtype =
+        tensor.is_added ? architecture.dtype : widened_dtype(model_.checkpoint.tensor(tensor.name));
+    specs.push_back({tensor.name, dtype, tensor.shape});
   }
   return specs;
+}
+
+std::vector<TensorSpec> OutputDirectory::block_specs(int block) const {
+  return specs_of(output_, block);
 }
 
 uint64_t OutputDirectory::tensor_bytes() const {
@@ -73,7 +87,7 @@ std::vector<std::string> OutputDirectory::outer_names() const {
 uint64_t OutputDirectory::largest_image_bytes(int num_blocks) const {
   uint64_t largest = 0;
   for (int block = 0; block < model_.architecture.num_blocks; ++block) {
-    largest = std::max(largest, ShardImage::bytes_needed(block_specs(block)));
+    largest = std::max(largest, ShardImage::bytes_needed(specs_of(model_.architecture, block)));
   }
   return uint64_t(num_blocks - 1) * aligned(largest) + largest;
 }
@@ -97,8 +111,11 @@ std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> m
   std::map<std::string, at::Tensor> places;
   if (!device.where().is_cpu() || memory.empty()) return places;
   const std::vector<TensorSpec> specs = block_specs(block);
+  const std::vector<TensorSpec> dense = specs_of(model_.architecture, block);
   const ShardImage image(memory, specs);
-  for (const TensorSpec& spec : specs) {
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const TensorSpec& spec = specs[i];
+    if (spec.shape != dense[i].shape) continue;  // adapted whole, then cut
     const std::span<std::byte> bytes = image.tensor(spec.name);
     const at::Tensor place = device.view(bytes, spec.shape, scalar_type(spec.dtype));
     if (place.const_data_ptr() == bytes.data()) places[spec.name] = place;
@@ -119,10 +136,16 @@ std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> 
                                                            const GraphSpan& span,
                                                            const Variant& variant,
                                                            const Device& device) const {
+  std::map<std::string, Slice> slices;
+  if (is_sliced()) slices = slices_of(model_.architecture, block, variant.kept_units);
   return assemble_block(memory, block, [&](const std::string& name) {
     const auto adapted = variant.adapted.find(name);
-    return adapted != variant.adapted.end() ? adapted->second
-                                            : slot_tensor(span, model_, device, name);
+    const at::Tensor whole = adapted != variant.adapted.end()
+                                 ? adapted->second
+                                 : slot_tensor(span, model_, device, name);
+    const auto slice = slices.find(name);
+    if (slice == slices.end()) return whole;
+    return whole.index_select(slice->second.dim, slice->second.index.to(whole.device()));
   });
 }
 
@@ -178,10 +201,13 @@ FileRecord OutputDirectory::write_outer() const {
 void OutputDirectory::copy_side_files() const {
   for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
     if (!entry.is_regular_file() || !is_side_file(entry.path())) continue;
-    const bool says_fp8 =
-        model_.architecture.scale_block.is_there() && entry.path().filename() == "config.json";
+    const bool is_edited =
+        entry.path().filename() == "config.json" &&
+        (model_.architecture.scale_block.is_there() || !model_.added_keys.empty() || is_sliced());
     const std::string text = read_file(entry.path());
-    write_file(path_ / entry.path().filename(), says_fp8 ? without_quantization(text) : text);
+    write_file(
+        path_ / entry.path().filename(),
+        is_edited ? edited_config(text, model_, sliced_sizes(model_.architecture, output_)) : text);
   }
 }
 

@@ -19,13 +19,16 @@ namespace coppice {
 class OutputDirectory {
  public:
   OutputDirectory(std::filesystem::path path, const SourceModel& model);
+  /// `output` has the shapes that are written, of tensors of the same names: see
+  /// sliced_architecture().
+  OutputDirectory(std::filesystem::path path, const SourceModel& model, Architecture output);
 
   const std::filesystem::path& path() const { return path_; }
   std::string outer_shard() const { return shard_name(0, num_shards()); }
   std::string block_shard(int block) const { return shard_name(1 + block, num_shards()); }
   int num_shards() const { return int(model_.architecture.num_blocks) + 1; }
 
-  /// Memory for the shards of so many blocks side by side, wherever they are.
+  /// Memory for the shards of so many blocks side by side, wherever they are; uncut.
   uint64_t largest_image_bytes(int num_blocks = 1) const;
   /// Where in the memory of a span, whose blocks start with `first_block`, a block's shard goes.
   std::span<std::byte> part_of(std::span<std::byte> memory, int first_block, int block) const;
@@ -63,20 +66,26 @@ class OutputDirectory {
   FileRecord write_outer() const;
 
   /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim; but where
-  /// weights were FP8, config.json without its `quantization_config`.
+  /// weights were FP8, config.json without its `quantization_config`, and with the keys of biases
+  /// that were added and the sizes of what was cut out.
   void copy_side_files() const;
 
   /// Last: from here on the directory loads.
   void write_index() const;
 
  private:
+  std::vector<TensorSpec> specs_of(const Architecture& architecture, int block) const;
   std::vector<TensorSpec> block_specs(int block) const;
+  bool is_sliced() const {
+    return output_.ffn != model_.architecture.ffn || output_.heads != model_.architecture.heads;
+  }
   std::vector<std::string> outer_names() const;
   uint64_t tensor_bytes() const;  // of all that is written
   std::filesystem::path masks_shard(int block) const;
 
   std::filesystem::path path_;
   const SourceModel& model_;
+  Architecture output_;
 };
 
 }  // namespace coppice

@@ -19,6 +19,7 @@
 #include "pipeline/telemetry/sweep_table.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
+#include "stages/units/slice.h"
 
 namespace coppice {
 namespace {
@@ -85,7 +86,7 @@ class PruneRun {
 PruneRun::PruneRun(const PruneRunOptions& options)
     : options_(options),
       progress_(options.verbosity),
-      model_(open_model(options.model, options.architecture)),
+      model_(open_source(options)),
       trace_(make_trace(options.trace, [this](const auto& line) { progress_.note(line); })),
       tokens_((require_resumable(options.work, options.resume, options.resume_command),
                check_output_directory(options.output, options.work),
@@ -103,8 +104,13 @@ PruneRun::PruneRun(const PruneRunOptions& options)
   for (const NamedRecipe& named : options.recipes) {
     check_against_model(named.recipe, model_.architecture, tokens_);
     const fs::path directory = named.name.empty() ? options.output : options.output / named.name;
-    outputs_.push_back({named.name, OutputDirectory(directory, model_),
-                        !options.sweep || options.sweep->writes_checkpoints});
+    const PruneOptions& prune = named.recipe.prune;
+    OutputDirectory output =
+        prune.is_sliced
+            ? OutputDirectory(directory, model_, sliced_architecture(model_.architecture, prune))
+            : OutputDirectory(directory, model_);
+    outputs_.push_back(
+        {named.name, std::move(output), !options.sweep || options.sweep->writes_checkpoints});
   }
   if (masks_) masks_->check(model_.architecture);
 }
@@ -334,6 +340,12 @@ void PruneRun::remove_scratch() {
 
 }  // namespace
 
+SourceModel open_source(const PruneRunOptions& options) {
+  SourceModel model = open_model(options.model, options.architecture);
+  if (options.shared().reconstruct.add_biases) add_biases(model);
+  return model;
+}
+
 PlannedJob PruneRunOptions::job() const {
   PlannedJob job{recipes_of(*this)};
   job.is_judged = sweep.has_value();
@@ -355,7 +367,8 @@ void check_sweep(const std::vector<NamedRecipe>& recipes) {
     }
     for (const RecipeKey& key : recipe_keys()) {
       const bool may_differ = (key.section == "prune" && key.name != "masks") ||
-                              (key.section == "reconstruct" && key.name != "validation_fraction");
+                              (key.section == "reconstruct" && key.name != "validation_fraction" &&
+                               key.name != "add_biases");
       if (may_differ || key.get(recipe) == key.get(first)) continue;
       throw ConfigError(
           fmt::format("sweep: {}: {}: {} here and {} in {}; the recipes of a sweep see the same "

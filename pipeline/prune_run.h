@@ -10,6 +10,7 @@
 #include "configs/recipe.h"
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/run_state.h"
+#include "pipeline/source_model.h"
 #include "pipeline/telemetry/progress.h"
 
 namespace coppice {
@@ -45,9 +46,12 @@ struct PruneRunOptions {
   PlannedJob job() const;
 };
 
+/// The model as it is run: with the biases that the recipes add. Throws as open_model().
+SourceModel open_source(const PruneRunOptions& options);
+
 /// Throws ConfigError unless the recipes can share one dense pass: they differ in `prune` and
 /// `reconstruct` alone, propagate dense activations, hold out the same windows, of which there are
-/// two at least, and take no masks that others do not.
+/// two at least, add biases or do not, and take no masks that others do not.
 void check_sweep(const std::vector<NamedRecipe>& recipes);
 
 enum class RunOutcome { kFinished, kAlreadyFinished, kInterrupted };

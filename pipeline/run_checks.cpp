@@ -6,6 +6,9 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "stages/targets.h"  // is_target
+#include "stages/units/slice.h"
+#include "stages/units/targeted_units.h"
+#include "stages/units/unit_scores.h"  // num_kept_units
 
 namespace coppice {
 
@@ -18,6 +21,18 @@ std::vector<std::string> linears_of(const Architecture& architecture) {
   std::vector<std::string> names;
   for (int block = 0; block < architecture.num_blocks; ++block) {
     for (const LinearSpec& linear : architecture.linears) {
+      names.push_back(in_block(architecture, block, linear.name));
+    }
+  }
+  return names;
+}
+
+/// Those that read neurons or heads: by their names units are targeted.
+std::vector<std::string> consumers_of(const Architecture& architecture) {
+  std::vector<std::string> names;
+  for (int block = 0; block < architecture.num_blocks; ++block) {
+    for (const LinearSpec& linear : architecture.linears) {
+      if (!reads_units(architecture, linear)) continue;
       names.push_back(in_block(architecture, block, linear.name));
     }
   }
@@ -57,7 +72,8 @@ void require_named(const std::string& key, const std::string& pattern,
 }
 
 void require_patterns_named(const PruneOptions& prune, const Architecture& architecture) {
-  std::vector<std::string> linears = linears_of(architecture);
+  std::vector<std::string> linears =
+      removes_units(prune.method) ? consumers_of(architecture) : linears_of(architecture);
   const std::vector<std::string> routers = routers_of(architecture);
   for (const std::string& pattern : prune.targets) {
     require_named("prune.targets", pattern, linears, routers);
@@ -71,6 +87,57 @@ void require_patterns_named(const PruneOptions& prune, const Architecture& archi
   }
   linears.push_back("lm_head");  // never pruned, whether there is one or not
   for (const std::string& pattern : prune.ignore) require_named("prune.ignore", pattern, linears);
+}
+
+/// A share that removes nothing is a mistake, and an expensive one if it is found in the morning.
+void require_removed(const Architecture& architecture, const PruneOptions& prune) {
+  bool any_removed = false;
+  for (int half = 0; half < 2 * architecture.num_blocks; ++half) {
+    for (const auto& [units, sparsity] : targeted_units(architecture, half, prune)) {
+      if (sparsity <= 0) continue;
+      any_removed = true;
+      if (num_kept_units(sparsity, units, prune.head_units) < units.count) continue;
+      throw ConfigError(fmt::format(
+          "prune.{}: {}: of the {} {} that {} reads that is none{}",
+          units.kind == UnitLayout::Kind::kHeads ? "head_sparsity" : "ffn_sparsity", sparsity,
+          units.count, units.kind == UnitLayout::Kind::kHeads ? "heads" : "neurons",
+          units.consumer->name,
+          units.per_shared > 1 && prune.head_units != HeadUnits::kQuery
+              ? fmt::format(", by head_units, of which {} share a key-value head", units.per_shared)
+              : ""));
+    }
+  }
+  if (any_removed) return;
+  throw ConfigError(
+      "prune.targets, ignore, sparsity_map: no neuron and no head would go; they are named by the "
+      "linears that read them (down_proj, o_proj)");
+}
+
+void check_units(const Recipe& recipe, const Architecture& architecture) {
+  const PruneOptions& prune = recipe.prune;
+  if (!removes_units(prune.method)) return;
+  require_removed(architecture, prune);
+  if (prune.is_sliced) {
+    try {
+      sliced_architecture(architecture, prune);
+    } catch (const std::invalid_argument& error) {
+      throw ConfigError(fmt::format("prune.structured_output: sliced: {}", error.what()));
+    }
+  }
+  if (recipe.reconstruct.solver != Solver::kBias ||
+      recipe.reconstruct.window.kind == WindowKind::kNone) {
+    return;
+  }
+  for (int half = 0; half < 2 * architecture.num_blocks; ++half) {
+    for (const auto& [units, sparsity] : targeted_units(architecture, half, prune)) {
+      if (sparsity <= 0 || units.consumer->has_bias) continue;
+      throw ConfigError(fmt::format("reconstruct.solver: bias: {} has no bias{}",
+                                    units.consumer->name,
+                                    units.consumer->bias_key.empty()
+                                        ? ", and its class has no place for one; liar does without"
+                                        : "; add_biases gives it one, liar does without"));
+    }
+  }
 }
 
 }  // namespace
@@ -119,6 +186,7 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
   if (!any_target) {
     throw ConfigError("prune.targets and prune.ignore leave no linear of the model to prune");
   }
+  check_units(recipe, architecture);
   check_positions(architecture, tokens.seqlen);
 }
 

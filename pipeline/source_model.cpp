@@ -8,6 +8,8 @@ std::string widened_dtype(const TensorInfo& tensor) {
   return tensor.dtype == kFp8 ? "BF16" : tensor.dtype;
 }
 
+void add_biases(SourceModel& model) { model.added_keys = add_biases(model.architecture); }
+
 uint64_t count_parameters(const SourceModel& model) {
   const bool has_scales = model.architecture.scale_block.is_there();
   uint64_t parameters = 0;

@@ -14,10 +14,16 @@ struct SourceModel {
   CheckpointReader checkpoint;
   Architecture architecture;
   std::vector<std::string> unknown_tensors;  // copied through
+  /// Keys of config.json that become true: of biases that this model has and its checkpoint has
+  /// not.
+  std::vector<std::string> added_keys = {};
 };
 
 /// The dtype in which a tensor is computed with and written: FP8 weights are widened to bf16.
 std::string widened_dtype(const TensorInfo& tensor);
+
+/// Gives linears biases of zeros where the model's class has a place for them, see add_biases.
+void add_biases(SourceModel& model);
 
 /// The elements of all tensors, without the scales of FP8 weights.
 uint64_t count_parameters(const SourceModel& model);

@@ -2,6 +2,9 @@
 
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <optional>
 
 #include "stages/model/block_scales.h"  // FP8
 #include "stages/model/stem.h"
@@ -35,6 +38,10 @@ std::span<std::byte> placed(const GraphSpan& span, size_t index) {
 
 at::Tensor slot_tensor(const GraphSpan& span, const SourceModel& model, const Device& device,
                        const std::string& name) {
+  if (const std::optional<int64_t> size = added_bias(model.architecture, name)) {
+    return at::zeros(
+        {*size}, at::TensorOptions(scalar_type(model.architecture.dtype)).device(device.where()));
+  }
   const TensorInfo& info = model.checkpoint.tensor(name);
   const std::span<std::byte> bytes = placed(span, reads_of(span).placement_of.at(name));
   std::vector<int64_t> shape = info.shape;

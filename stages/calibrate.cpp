@@ -27,20 +27,32 @@ struct HalfAtWork {
   std::string output_name;
 };
 
-InputObserver accumulate(SpanJob& span, int block, Calibrate::Statistics wanted) {
-  return [&span, block, wanted](const std::string& input, const at::Tensor& x) {
+at::Tensor& zeros_unless_there(at::Tensor& sums, at::IntArrayRef sizes, const at::Tensor& x,
+                               at::ScalarType dtype) {
+  if (!sums.defined()) sums = at::zeros(sizes, x.options().dtype(dtype));
+  return sums;
+}
+
+InputObserver accumulate(SpanJob& span, int block, Calibrate::Statistics wanted, bool wants_sums) {
+  return [&span, block, wanted, wants_sums](const std::string& input, const at::Tensor& x) {
     InputStatistics& statistics = span.statistics[in_block(span.architecture, block, input)];
     const int64_t in = x.size(1);
-    if (!statistics.sum_of_squares.defined()) {
-      statistics.sum_of_squares = at::zeros({in}, x.options().dtype(at::kDouble));
-    }
-    if (wanted == Calibrate::Statistics::kGram && !statistics.gram.defined()) {
-      statistics.gram = at::zeros({in, in}, x.options().dtype(at::kFloat));
-    }
+    const bool wants_gram = wanted == Calibrate::Statistics::kGram;
+    zeros_unless_there(statistics.sum_of_squares, {in}, x, at::kDouble);
+    if (wants_gram) zeros_unless_there(statistics.gram, {in, in}, x, at::kFloat);
+    if (wants_sums) zeros_unless_there(statistics.sum, {in}, x, at::kDouble);
+    if (wants_gram && wants_sums) zeros_unless_there(statistics.gram_sum, {in}, x, at::kDouble);
     if (x.size(0) == 0) return;  // an expert that this window passes by
     add_column_squares(statistics.sum_of_squares, x);
     statistics.tokens += x.size(0);
-    if (wanted == Calibrate::Statistics::kGram) add_gram(statistics.gram, x);
+    if (wants_gram) {
+      add_gram(statistics.gram, x);
+      statistics.gram_tokens += x.size(0);
+    }
+    if (!wants_sums) return;
+    const at::Tensor sum = x.sum({0}, /*keepdim=*/false, at::kFloat);  // of one window
+    statistics.sum.add_(sum);
+    if (wants_gram) statistics.gram_sum.add_(sum);
   };
 }
 
@@ -64,8 +76,9 @@ HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& option
     work.sink = span.boundaries.sink({Stream::kDense, half + 1});
   }
   if (options.statistics != Calibrate::Statistics::kNone) {
-    work.observe = accumulate(span, half / 2, options.statistics);
-    work.observe_held_out = accumulate(span, half / 2, Calibrate::Statistics::kSquares);
+    work.observe = accumulate(span, half / 2, options.statistics, options.wants_sums);
+    work.observe_held_out =
+        accumulate(span, half / 2, Calibrate::Statistics::kSquares, options.wants_sums);
   }
   work.output_name = output_name(span.architecture, half);
   return work;
@@ -80,6 +93,7 @@ Products Calibrate::gives() const {
   if (options_.stream == Stream::kDense) products = Products::kBoundaries;
   if (options_.statistics != Statistics::kNone) products = products | Products::kStatistics;
   if (options_.statistics == Statistics::kGram) products = products | Products::kGram;
+  if (options_.wants_sums) products = products | Products::kSums;
   return products;
 }
 
@@ -108,7 +122,8 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     double touched = touched_activations(architecture, kind).forward;
     if (options_.statistics != Statistics::kNone) {  // reads what linears read
       for (const auto& [name, input] : inputs_of(architecture, kind)) {
-        touched += input.share_of_tokens * static_cast<double>(input.width);
+        const double reads = options_.wants_sums ? 2 : 1;
+        touched += reads * input.share_of_tokens * static_cast<double>(input.width);
       }
     }
     // From the source and to the sink, looked at once for what is not finite.
@@ -125,6 +140,11 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     }
     cost.bytes_touched += parameters * stored;  // looked at for what is not finite
     activations = std::max(activations, static_cast<double>(kept_activations(architecture, kind)));
+    for (const auto& [name, input] : inputs_of(architecture, kind)) {
+      if (options_.wants_sums && shape.compute_bytes != 4) {  // summed in fp32
+        widened = std::max(widened, 4.0 * seqlen * static_cast<double>(input.width));
+      }
+    }
     if (options_.statistics != Statistics::kGram) continue;
     const double seen = static_cast<double>(num_gram_windows(shape.num_windows)) * seqlen;
     for (const auto& [name, input] : inputs_of(architecture, kind)) {

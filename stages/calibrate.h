@@ -18,6 +18,7 @@ class Calibrate final : public Stage {
   enum class Convert { kAhead, kOnUse };
   struct Options {
     Statistics statistics = Statistics::kNone;
+    bool wants_sums = false;  // of columns, beside their squares
     Convert convert = Convert::kAhead;
     /// Whose activations the dense weights see: kPropagated for statistics of what the adapted
     /// prefix makes, which writes no boundary and forgets the statistics there were.

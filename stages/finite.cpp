@@ -22,4 +22,10 @@ void require_storable(const std::string& name, const at::Tensor& tensor, const s
   if (dtype == "F16") require_finite(name + " in float16", tensor.to(at::kHalf));
 }
 
+double share_of_zeros(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  const int64_t num_zeros = tensor.numel() - tensor.count_nonzero().item<int64_t>();
+  return static_cast<double>(num_zeros) / static_cast<double>(tensor.numel());
+}
+
 }  // namespace coppice

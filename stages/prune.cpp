@@ -57,8 +57,13 @@ std::string_view method_name(PruneMethod method) {
       return "sparsegpt";
     case PruneMethod::kGiven:
       return "given";
+    case PruneMethod::kRandomSp:
+    case PruneMethod::kMagnitudeSp:
+    case PruneMethod::kWandaSp:
+    case PruneMethod::kFlap:
+      break;  // see PruneUnits
   }
-  throw std::logic_error("prune: unknown method");
+  throw std::logic_error("prune: not a method of single weights");
 }
 
 Products needs_of(PruneMethod method) {
@@ -72,8 +77,13 @@ Products needs_of(PruneMethod method) {
       return Products::kStatistics;
     case PruneMethod::kSparseGpt:  // norms for what it falls back to
       return Products::kStatistics | Products::kGram;
+    case PruneMethod::kRandomSp:
+    case PruneMethod::kMagnitudeSp:
+    case PruneMethod::kWandaSp:
+    case PruneMethod::kFlap:
+      break;  // see PruneUnits
   }
-  throw std::logic_error("prune: unknown method");
+  throw std::logic_error("prune: not a method of single weights");
 }
 
 const InputStatistics& statistics_of(const SpanJob& span, const Target& target) {
@@ -100,6 +110,11 @@ at::Tensor score(PruneMethod method, const PruneOptions& options, const SpanJob&
     case PruneMethod::kSparseGpt:
     case PruneMethod::kGiven:
       break;  // no scores: see decide()
+    case PruneMethod::kRandomSp:
+    case PruneMethod::kMagnitudeSp:
+    case PruneMethod::kWandaSp:
+    case PruneMethod::kFlap:
+      break;  // see PruneUnits
   }
   throw std::logic_error("prune: a method without a score");
 }
@@ -185,12 +200,6 @@ void write_masked(const Decision& decision, at::Tensor& pruned) {
   pruned.copy_(decision.values).add_(0).masked_fill_(decision.mask.logical_not(), 0);
 }
 
-double counted_sparsity(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) return 0;
-  const int64_t num_zeros = tensor.numel() - tensor.count_nonzero().item<int64_t>();
-  return static_cast<double>(num_zeros) / static_cast<double>(tensor.numel());
-}
-
 /// Whether its input was seen at all, where the method asks: an expert's may not have been.
 bool is_starved(const PruneOptions& options, const SpanJob& span, const Target& target) {
   return needs_of(options.method) != Products::kNone && statistics_of(span, target).tokens == 0;
@@ -219,7 +228,7 @@ void prune_linear(const PruneOptions& options, const SpanJob& span, const Target
   at::Tensor& pruned = variant.room_for(target.tensor, weight);
   write_masked(decision, pruned);
   variant.linears.push_back({target.tensor, std::string(method_name(decision.method)),
-                             pattern_name(options.pattern), counted_sparsity(pruned),
+                             pattern_name(options.pattern), share_of_zeros(pruned),
                              decision.fallback});
   if (decision.method == PruneMethod::kSparseGpt) {
     require_finite(target.tensor + " after the sweep", pruned);

@@ -7,8 +7,29 @@
 
 namespace coppice {
 
-/// kGiven: not by scores, but by PruneOptions::masks.
-enum class PruneMethod { kRandom, kMagnitude, kWanda, kRia, kSparseGpt, kGiven };
+/// kGiven: not by scores, but by PruneOptions::masks. Those in …Sp, and FLAP, remove units: FFN
+/// neurons and attention heads, with all their weights.
+enum class PruneMethod {
+  kRandom,
+  kMagnitude,
+  kWanda,
+  kRia,
+  kSparseGpt,
+  kGiven,
+  kRandomSp,
+  kMagnitudeSp,
+  kWandaSp,
+  kFlap
+};
+
+inline bool removes_units(PruneMethod method) {
+  return method == PruneMethod::kRandomSp || method == PruneMethod::kMagnitudeSp ||
+         method == PruneMethod::kWandaSp || method == PruneMethod::kFlap;
+}
+
+/// Which heads go: any query head; as many query heads of every key-value head; or key-value heads
+/// with all query heads that share them. The last two leave heads of a shape that can be cut out.
+enum class HeadUnits { kQuery, kBalanced, kGroup };
 
 /// num_kept of every group_size consecutive inputs of a row; group_size 0 is unstructured.
 struct SparsityPattern {
@@ -47,6 +68,10 @@ struct PruneOptions {
   SparsityPattern pattern;
   Comparison comparison = Comparison::kAuto;  // SparseGPT compares within its lazy blocks
   StatisticsOf statistics = StatisticsOf::kAuto;
+  double ffn_sparsity = 0;   // of methods that remove units: share of the neurons
+  double head_sparsity = 0;  // … and of the heads of each block
+  HeadUnits head_units = HeadUnits::kQuery;
+  bool is_sliced = false;  // removed units are cut out of what is written; else they are zeros
   std::vector<std::string> targets;  // empty: every linear of the blocks; "re:…" or names
   std::vector<std::string> ignore = {"lm_head"};
   uint64_t seed = 0;          // of random scores

@@ -10,8 +10,10 @@
 #include "stages/model/half_cost.h"
 #include "stages/reconstruct/keep_best.h"
 #include "stages/reconstruct/least_squares.h"
+#include "stages/reconstruct/liar.h"
 #include "stages/reconstruct/matrix_trainer.h"
 #include "stages/reconstruct/window_trainer.h"
+#include "stages/units/unit_layout.h"  // reads_units
 
 namespace coppice {
 namespace {
@@ -27,7 +29,8 @@ std::string window_name(HalfRange halves) {
 
 Products Reconstruct::needs() const {
   const Products needs = Products::kMasks | Products::kBoundaries;
-  return fits_least_squares(options_) ? needs | Products::kGram : needs;
+  if (!fits(options_)) return needs;
+  return needs | Products::kGram | (folds_units(options_) ? Products::kSums : Products::kNone);
 }
 
 void Reconstruct::run(WindowJob& job) const {
@@ -59,7 +62,7 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
   const Architecture& architecture = shape.architecture;
   const double seqlen = static_cast<double>(shape.seqlen);
   const double epochs = trains_adamw(options_) ? options_.epochs : 0;
-  const double fits = fits_least_squares(options_) ? 1 : 0;
+  const auto fits = static_cast<double>(ridges_of(options_).size());
   const double element = static_cast<double>(shape.compute_bytes);
   const double stored = architecture.dtype == "F32" ? 4 : 2;
   const double hidden = static_cast<double>(architecture.hidden);
@@ -88,13 +91,18 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
         std::max(gain_gradient, static_cast<double>(largest_weight(architecture, kind)) * element);
     // Rounded as they will be written, and widened again; the best so far.
     const double widened = element == stored ? 0 : element;
-    evaluating += parameters * (stored + widened + (epochs > 1 ? stored : 0));
+    evaluating += parameters * (stored + widened + (epochs > 1 || fits > 1 ? stored : 0));
     for (const LinearSpec& linear : architecture.linears) {
       if (fits == 0 || linear.half != kind) continue;
-      cost.product_flop += least_squares_flop(linear.out, linear.in);
+      const bool folds = folds_units(options_);
+      if (folds && !reads_units(architecture, linear)) continue;  // at most, all are kept
+      cost.product_flop += fits * (folds ? fold_flop(linear.out, linear.in, linear.in)
+                                         : least_squares_flop(linear.out, linear.in));
       // The result in fp32, as it will be written, and the opposite of the mask.
       const double result = static_cast<double>(linear.out * linear.in) * (4 + stored + 1);
-      fitting = std::max(fitting, least_squares_bytes(linear.out, linear.in) + result);
+      const double at_work = folds ? fold_bytes(linear.out, linear.in, linear.in)
+                                   : least_squares_bytes(linear.out, linear.in);
+      fitting = std::max(fitting, at_work + result);
     }
     kept += static_cast<double>(kept_activations(architecture, kind));
     widest = std::max(widest, static_cast<double>(kept_activations(architecture, kind)));
@@ -116,7 +124,7 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
   // The gradients of activations replace them one by one: twice the widest of them, and the rest.
   const double train_held =
       epochs > 0 ? gradients + gain_gradient + batch * element * (kept + widest) : 0;
-  const double fit_held = fits * (evaluating + fitting);
+  const double fit_held = fits > 0 ? evaluating + fitting : 0;
   cost.bytes_held =
       states + std::max({train_held, fit_held, evaluating + batch * element * widest});
   cost.bytes_moved = 2 * (training + evaluated) * hidden * stored;

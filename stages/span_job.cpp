@@ -28,4 +28,10 @@ at::Tensor InputStatistics::column_norm() const {
   return sum_of_squares.sqrt().to(at::kFloat);
 }
 
+at::Tensor InputStatistics::variance() const {
+  const double count = static_cast<double>(tokens);
+  const at::Tensor mean = sum.div(count);
+  return sum_of_squares.div(count).sub_(mean.square()).clamp_min_(0).to(at::kFloat);
+}
+
 }  // namespace coppice

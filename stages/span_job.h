@@ -57,7 +57,11 @@ struct InputStatistics {
   int64_t tokens = 0;         // 0: an expert that no token was routed to; the rest is zeros
   /// [in, in] fp32: XᵀX over the windows that are not held out. Undefined where nobody asked.
   at::Tensor gram = {};
+  at::Tensor sum = {};             // [in] fp64: over all tokens. Undefined where nobody asked
+  at::Tensor gram_sum = {};        // [in] fp64: the same over those of `gram`
+  int64_t gram_tokens = 0;         // how many they are
   at::Tensor column_norm() const;  // [in] fp32: √sum_of_squares
+  at::Tensor variance() const;     // [in] fp32: of every column; wants `sum`
 };
 
 /// Why nothing could be learned from the calibration set about an expert.
@@ -70,7 +74,9 @@ struct WindowReport {
   double loss_pruned = 0, loss_reconstructed = 0;  // on the first training windows, as many
   double validation_pruned = 0, validation_reconstructed = 0;  // as are held out
   double validation_fitted = 0;  // by least squares; 0 where none was asked for
-  std::string kept = "pruned";   // whose weights were the best: pruned, least_squares, adamw
+  // Whose weights were the best: pruned, least_squares, bias, liar, adamw.
+  std::string kept = "pruned";
+  double ridge = 0;  // of the best fit; infinite: nothing but the bias was changed
   int64_t steps = 0;
   double lr = 0;
   int retries = 0;
@@ -98,6 +104,9 @@ struct Variant {
   std::map<std::string, at::Tensor> given_masks;
   /// Masks to be written, packed, by the name of the weight (PruneOptions::export_masks).
   std::map<std::string, at::Tensor> bitmasks;
+  /// Where units were removed: which stay, [units] bool on the CPU, by the consumer's full name
+  /// without ".weight".
+  std::map<std::string, at::Tensor> kept_units;
   /// Memory that adapted tensors shall lie in, where the owner of the job has some: the shard that
   /// will be written. May be empty.
   std::map<std::string, at::Tensor> places;

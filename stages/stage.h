@@ -17,6 +17,7 @@ enum class Products : uint32_t {
   kMasks = 4,       // Variant::masks and the pruned weights in Variant::adapted
   kAdapted = 8,     // Variant::adapted holds reconstructed weights
   kGram = 16,       // InputStatistics::gram
+  kSums = 32,       // InputStatistics::sum, and gram_sum beside a Gram matrix
 };
 constexpr Products operator|(Products a, Products b) { return Products(uint32_t(a) | uint32_t(b)); }
 constexpr bool contains(Products all, Products some) {

@@ -6,7 +6,8 @@
 
 #include "stages/propagate.h"  // adapt: what the next window starts from
 #include "stages/propagation.h"
-#include "stages/prune.h"        // adapt: masks
+#include "stages/prune.h"        // adapt: masks of single weights
+#include "stages/prune_units.h"  // adapt: masks of whole neurons and heads
 #include "stages/reconstruct.h"  // adapt: kept weights
 
 namespace coppice {
@@ -17,11 +18,9 @@ std::string missing_products(Products needed, Products given) {
   static constexpr struct {
     Products product;
     const char* name;
-  } kNames[] = {{Products::kBoundaries, "boundaries"},
-                {Products::kStatistics, "statistics"},
-                {Products::kMasks, "masks"},
-                {Products::kAdapted, "adapted weights"},
-                {Products::kGram, "Gram matrices"}};
+  } kNames[] = {{Products::kBoundaries, "boundaries"}, {Products::kStatistics, "statistics"},
+                {Products::kMasks, "masks"},           {Products::kAdapted, "adapted weights"},
+                {Products::kGram, "Gram matrices"},    {Products::kSums, "sums"}};
   std::string missing;
   for (const auto& [product, name] : kNames) {
     if (!contains(needed, product) || contains(given, product)) continue;
@@ -30,15 +29,21 @@ std::string missing_products(Products needed, Products given) {
   return missing;
 }
 
+std::unique_ptr<Stage> prune_stage(const PruneOptions& prune, KeepMasks keep) {
+  if (removes_units(prune.method)) return std::make_unique<PruneUnits>(prune, keep);
+  return std::make_unique<Prune>(prune, keep);
+}
+
 /// What calibration has to gather for the stages, from the stream they want it of.
 Calibrate::Options statistics_of(const PruneOptions& prune, const ReconstructOptions& reconstruct) {
   const bool has_reconstruction = reconstruct.window.kind != WindowKind::kNone;
-  Products wanted = Prune(prune).needs();
+  Products wanted = prune_stage(prune, KeepMasks::kNo)->needs();
   if (has_reconstruction) wanted = wanted | Reconstruct(reconstruct).needs();
   Calibrate::Options options;
   options.stream = statistics_stream(prune, reconstruct);
   if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
   if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
+  options.wants_sums = contains(wanted, Products::kSums);
   // Also where nothing is reconstructed: the same matrices serve all recipes of a sweep.
   options.held_out_fraction = reconstruct.validation_fraction;
   return options;
@@ -71,8 +76,7 @@ std::vector<std::unique_ptr<Stage>> adapt_stages(const PruneOptions& prune,
       stages.push_back(std::make_unique<Calibrate>(options));
     }
   }
-  stages.push_back(
-      std::make_unique<Prune>(prune, has_reconstruction ? KeepMasks::kYes : KeepMasks::kNo));
+  stages.push_back(prune_stage(prune, has_reconstruction ? KeepMasks::kYes : KeepMasks::kNo));
   if (has_reconstruction) {
     stages.push_back(std::make_unique<Reconstruct>(reconstruct));
   }
@@ -107,6 +111,7 @@ std::unique_ptr<Stage> forward_stage(const std::vector<VariantOptions>& variants
       throw std::logic_error("these variants cannot share a dense forward");
     }
     all.statistics = std::max(all.statistics, options.statistics);
+    all.wants_sums = all.wants_sums || options.wants_sums;
     all.held_out_fraction = options.held_out_fraction;
   }
   all.convert = convert;

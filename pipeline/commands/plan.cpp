@@ -29,7 +29,7 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   const PruneRunOptions& options = given->options;
   const Recipe& shared = options.shared();
   const PlannedJob job = options.job();
-  const SourceModel model = open_model(options.model, options.architecture);
+  const SourceModel model = open_source(options);
   TokenWindows no_tokens;  // only their number and length matter
   no_tokens.seqlen = shared.calibration.seqlen;
   for (const Recipe& recipe : job.recipes) {

@@ -74,7 +74,7 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       "  memory     {} at the peak\n"
       "{}"
       "  disk       {} read, {} written; activations compressed {:.2f} to 1\n"
-      "  loads in   transformers like the dense model: same size, same speed (zeros are stored)\n"
+      "  loads in   transformers like the dense model: {}\n"
       "  next       coppice eval {} --text FILE\n",
       options.output.string(), loss_lines(report) + fallback_line(report), human_seconds(wall),
       100 * waited / wall,
@@ -82,7 +82,10 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       human_bytes(totals.at("peak_rss_bytes").get<double>()), plan_line(report.at("plan")),
       human_bytes(totals.at("bytes_read").get<double>()),
       human_bytes(totals.at("bytes_written").get<double>()),
-      stored > 0 ? cache.at("raw_bytes").get<double>() / stored : 1.0, options.output.string());
+      stored > 0 ? cache.at("raw_bytes").get<double>() / stored : 1.0,
+      options.shared().prune.is_sliced ? "smaller, and faster by what was cut out"
+                                       : "same size, same speed (zeros are stored)",
+      options.output.string());
 }
 
 }  // namespace

@@ -63,6 +63,7 @@ uint64_t widened_bytes(const SourceModel& model) {
   for (int block = 0; block < model.architecture.num_blocks; ++block) {
     uint64_t bytes = 0;
     for (const NamedShape& named : block_tensors(model.architecture, block)) {
+      if (named.is_added) continue;
       const TensorInfo& tensor = model.checkpoint.tensor(named.name);
       if (tensor.dtype == kFp8) bytes += 2 * uint64_t(tensor.num_elements());
     }

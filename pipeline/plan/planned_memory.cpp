@@ -103,6 +103,10 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
   }
   items.push_back({fmt::format("shards to be written ({})", settings.outputs),
                    uint64_t(settings.outputs) * adapted_bytes(in)});
+  if (std::any_of(in.recipes.begin(), in.recipes.end(),
+                  [](const Recipe& recipe) { return recipe.prune.is_sliced; })) {
+    items.push_back({"adapted tensors before they are cut", in.image_bytes});
+  }
   if (in.mask_bytes > 0) {  // being made, and of every shard on its way
     items.push_back({"bitmasks", uint64_t(2 + settings.outputs) * in.mask_bytes});
   }

@@ -14,6 +14,7 @@
 #include "pipeline/resident_boundaries.h"
 #include "stages/propagation.h"
 #include "stages/stage_table.h"
+#include "stages/units/unit_layout.h"  // resize_units
 
 namespace coppice {
 namespace {
@@ -36,22 +37,6 @@ double parameters_of(const Architecture& architecture) {
     parameters += double(linear.in) * double(linear.out);
   }
   return parameters;
-}
-
-/// Gives the linears of a unit `width` rows (of producers) and columns (of the consumer), and the
-/// shared ones `shared_width` rows.
-void resize_unit(const std::string& name, int64_t width, int64_t shared_width,
-                 Architecture& architecture) {
-  const UnitSpec& unit = architecture.units.at(name);
-  const auto has = [](const std::vector<std::string>& roles, const std::string& role) {
-    return std::find(roles.begin(), roles.end(), role) != roles.end();
-  };
-  for (LinearSpec& linear : architecture.linears) {
-    const std::string role = linear.part();
-    if (has(unit.producers, role)) linear.out = width;
-    if (has(unit.shared, role)) linear.out = shared_width;
-    if (role == unit.consumer) linear.in = width;
-  }
 }
 
 class Rehearsal {
@@ -186,8 +171,7 @@ Architecture slice_of(const Architecture& architecture, double share) {
   slice.heads = slice.kv_heads * std::clamp<int64_t>(heads_in_group, 1, group);
   const auto tiles = int64_t(std::lround(double(architecture.ffn) * share / double(kMultiple)));
   slice.ffn = std::min(architecture.ffn, kMultiple * std::max<int64_t>(1, tiles));
-  resize_unit("ffn", slice.ffn, 0, slice);
-  resize_unit("heads", slice.heads * slice.head_dim, slice.kv_heads * slice.head_dim, slice);
+  resize_units(slice);
   return slice;
 }
 

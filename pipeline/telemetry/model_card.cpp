@@ -31,6 +31,12 @@ std::string window_text(const json& window) {
   return window.is_number() ? window.dump() + " blocks at once" : window.get<std::string>();
 }
 
+std::string pattern_text(const json& prune) {
+  const std::string method = prune.at("method");
+  const bool has_units = method.ends_with("_sp") || method == "flap";
+  return has_units ? "whole neurons and heads" : prune.at("sparsity_type").get<std::string>();
+}
+
 struct Zeroed {
   int matrices = 0;
   double mean_share = 0;
@@ -57,6 +63,11 @@ constexpr const char* kStoredZeros =
     "The zeros are stored: this checkpoint is as large as the dense one and no faster in stock "
     "software. It loads like the dense one.\n\n";
 
+constexpr const char* kCutOut =
+    "Removed neurons and heads are cut out: matrices and checkpoint are smaller, `config.json` "
+    "states the new sizes, and "
+    "stock software loads it like the dense one.\n\n";
+
 std::string made_by(const json& report) {
   return fmt::format("Made by coppice {} with\n\n```\n{}\n```\n\n",
                      report.at("version").get<std::string>(),
@@ -76,14 +87,14 @@ std::string model_card(const json& report, const std::string& base_card) {
       "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are exactly zero ({} "
       "{}). Embeddings, norms and the head are not pruned. Reconstruction: {}.\n\n",
       100 * zeroed.mean_share, zeroed.matrices, prune.at("method").get<std::string>(),
-      prune.at("sparsity_type").get<std::string>(),
+      pattern_text(prune),
       reconstruct.at("window") == "none"
           ? "none"
           : fmt::format(
                 "kept weights adapted window by window ({}, {}) to the dense model's activations",
                 window_text(reconstruct.at("window")),
                 reconstruct.at("solver").get<std::string>()));
-  card += kStoredZeros;
+  card += prune.value("structured_output", "masked") == "sliced" ? kCutOut : kStoredZeros;
   if (const json& model = report.at("model"); model.contains("note")) {
     card += fmt::format("Of {}: {}.\n\n", base, model.at("note").get<std::string>());
   }

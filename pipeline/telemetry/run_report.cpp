@@ -48,6 +48,7 @@ json block_report(int block, const std::string& prefix, const Variant& variant) 
                        {"validation_reconstructed", window.validation_reconstructed},
                        {"kept", window.kept},
                        {"steps", window.steps},
+                       {"ridge", std::isinf(window.ridge) ? json() : json(window.ridge)},
                        {"lr", window.lr},
                        {"retries", window.retries},
                        {"fallback", window.fallback},

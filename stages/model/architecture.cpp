@@ -74,7 +74,9 @@ std::vector<NamedShape> block_tensors(const Architecture& architecture, int bloc
   for (const LinearSpec& linear : architecture.linears) {
     const std::string name = in_block(architecture, block, linear.name);
     tensors.push_back({name + ".weight", {linear.out, linear.in}});
-    if (linear.has_bias) tensors.push_back({name + ".bias", {linear.out}});
+    if (linear.has_bias) {
+      tensors.push_back({name + ".bias", {linear.out}, linear.bias_is_added});
+    }
   }
   if (architecture.experts.count > 0) {
     tensors.push_back(
@@ -84,6 +86,25 @@ std::vector<NamedShape> block_tensors(const Architecture& architecture, int bloc
     add_norm(architecture, in_block(architecture, block, norm.name), norm.size, tensors);
   }
   return tensors;
+}
+
+std::vector<std::string> add_biases(Architecture& architecture) {
+  std::vector<std::string> keys;
+  for (LinearSpec& linear : architecture.linears) {
+    if (linear.has_bias || linear.bias_key.empty()) continue;
+    linear.has_bias = linear.bias_is_added = true;
+    if (std::find(keys.begin(), keys.end(), linear.bias_key) == keys.end()) {
+      keys.push_back(linear.bias_key);
+    }
+  }
+  return keys;
+}
+
+std::optional<int64_t> added_bias(const Architecture& architecture, const std::string& name) {
+  for (const LinearSpec& linear : architecture.linears) {
+    if (linear.bias_is_added && name.ends_with("." + linear.name + ".bias")) return linear.out;
+  }
+  return std::nullopt;
 }
 
 std::vector<NamedShape> stem_tensors(const Architecture& a) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,9 @@ struct LinearSpec {
   int64_t in = 0;
   bool has_bias = false;
   int expert = -1;  // of a mixture: which one; it sees the tokens that are routed to it
+  /// The key of config.json that says whether there are biases; empty: that is no choice.
+  std::string bias_key = {};
+  bool bias_is_added = false;  // it is in no checkpoint yet: zeros
 
   /// The role without the expert's number.
   std::string part() const;
@@ -87,6 +91,7 @@ struct UnitSpec {
   std::vector<std::string> producers;
   std::vector<std::string> shared;
   std::string consumer;
+  bool divides_hidden = false;  // the class wants a number of them that divides the hidden size
 };
 
 /// A family's description with one checkpoint's numbers filled in.
@@ -132,6 +137,9 @@ struct Architecture {
   int64_t num_token_types = 0;
   int64_t first_position_row = 0;  // of `positions`: that of the first token
   std::vector<int64_t> eos_token_ids;
+  /// Keys of config.json that state sizes, by their name here: "ffn", "heads", "kv_heads",
+  /// "head_dim"; those that are stated, and do not follow from others.
+  std::map<std::string, std::string> size_keys;
 
   const LinearSpec& linear(const std::string& role) const;  // throws std::out_of_range
   /// Of expert 0 and of the last one, where there are some. Throw std::out_of_range.
@@ -147,6 +155,7 @@ struct Architecture {
 struct NamedShape {
   std::string name;
   std::vector<int64_t> shape;
+  bool is_added = false;  // it is in no checkpoint yet: zeros
 };
 
 /// "model.layers.7.self_attn.q_proj" for name "self_attn.q_proj".
@@ -166,6 +175,13 @@ std::string role_of_expert(const std::string& part, int64_t expert);
 /// shape.
 std::vector<NamedShape> block_tensors(const Architecture& architecture, int block);
 std::vector<NamedShape> outer_tensors(const Architecture& architecture);
+
+/// Gives every linear without a bias one of zeros, where its class has a place for it; returns the
+/// keys of config.json that have to say so from now on.
+std::vector<std::string> add_biases(Architecture& architecture);
+
+/// Elements of the tensor with that full name, if it is such a bias.
+std::optional<int64_t> added_bias(const Architecture& architecture, const std::string& name);
 
 /// Of the outer ones: what turns rows of the embedding into the first hidden states, and the last
 /// hidden states into what the head reads.

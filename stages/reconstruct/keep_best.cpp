@@ -33,6 +33,10 @@ HoldOut hold_out(const ReconstructOptions& options, int num_windows, const std::
           index_range(0, std::min(num_held, num_training))};
 }
 
+bool is_better(double became, double was) {
+  return became < was || (std::isnan(was) && !std::isnan(became));
+}
+
 std::string not_better(const std::string& solver, double became, double was) {
   return fmt::format("{}: the held-out loss became {:g}, it was {:g}", solver, became, was);
 }
@@ -41,12 +45,35 @@ std::string diverged(double lr) {
   return fmt::format("the loss was not finite at rate {:g}, nor at twice and four times it", lr);
 }
 
+std::vector<double> ridges_of(const ReconstructOptions& options) {
+  switch (options.solver) {
+    case Solver::kAdamW:
+      return {};
+    case Solver::kBias:
+      return {INFINITY};
+    case Solver::kLeastSquares:
+    case Solver::kLeastSquaresAdamW:
+      if (options.ridge == 0) return {1e-3, 1e-2, 1e-1};
+      break;
+    case Solver::kLiar:
+    case Solver::kLiarAdamW:
+      if (options.ridge == 0) return {INFINITY, 1, 1e-1, 1e-2, 1e-3};
+      break;
+  }
+  return {options.ridge};
+}
+
+std::string fit_name(const ReconstructOptions& options) {
+  if (!folds_units(options)) return "least_squares";
+  return options.solver == Solver::kBias ? "bias" : "liar";
+}
+
 Passes passes_of(const ReconstructOptions& options, int64_t num_windows, int64_t seqlen) {
   const auto windows = static_cast<int>(num_windows);
   const auto tokens = static_cast<double>(seqlen);
   const int held_out = num_held_out(options.validation_fraction, windows);
   const double epochs = trains_adamw(options) ? options.epochs : 0;
-  const double fits = fits_least_squares(options) ? 1 : 0;
+  const double fits = static_cast<double>(ridges_of(options).size());
   // Before and after each epoch on the held-out windows; before and after on as many training ones.
   const double reported = std::min(held_out, windows - held_out);
   Passes passes;

@@ -23,9 +23,19 @@ HoldOut hold_out(const ReconstructOptions& options, int num_windows, const std::
 /// How often a window that diverged starts again, at half the rate.
 constexpr int kMaxRetries = 2;
 
+/// Less, or a number where the other is none.
+bool is_better(double became, double was);
+
 /// Why what was there before stays.
 std::string not_better(const std::string& solver, double became, double was);
 std::string diverged(double lr);
+
+/// What is tried on the increment of a fit, as shares of the mean square of an input; infinite: the
+/// mean of what was removed goes into the bias, and that is all. Empty where nothing is fitted.
+std::vector<double> ridges_of(const ReconstructOptions& options);
+
+/// WindowReport::kept of a fit: "least_squares", "bias", "liar".
+std::string fit_name(const ReconstructOptions& options);
 
 /// Tokens and passes that fitting, training and judging one window take.
 struct Passes {

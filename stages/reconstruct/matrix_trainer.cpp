@@ -183,7 +183,7 @@ std::vector<WindowReport> MatrixTrainer::run() {
     }
     matrices_[i].is_judged = report.fallback.empty();
   }
-  if (fits_least_squares(options_)) fit();
+  for (const double ridge : ridges_of(options_)) fit(ridge);
   if (trains_adamw(options_)) train();
   for (size_t i = 0; i < matrices_.size(); ++i) {
     restart(matrices_[i]);
@@ -198,27 +198,32 @@ std::vector<WindowReport> MatrixTrainer::run() {
   return reports;
 }
 
-void MatrixTrainer::fit() {
+void MatrixTrainer::fit(double ridge) {
   std::vector<std::vector<at::Tensor>> values;
   for (const Matrix& matrix : matrices_) {
     values.push_back(rounded(matrix));
     if (!matrix.is_judged) continue;
     const std::string input = in_block(span_.architecture, half_ / 2, matrix.spec.input);
     values.back()[0] = least_squares_as_written(matrix.dense.weight, matrix.weight.mask,
-                                                span_.statistics.at(input).gram, options_.ridge);
+                                                span_.statistics.at(input).gram, ridge);
   }
   const std::vector<Judgement> judgements = evaluate(values, split_.held_out);
   for (size_t i = 0; i < matrices_.size(); ++i) {
     WindowReport& report = matrices_[i].report;
     if (!matrices_[i].is_judged) continue;
     const double loss = judgements[i].loss;
-    report.validation_fitted = loss;
+    if (report.ridge == 0 || is_better(loss, report.validation_fitted)) {
+      report.validation_fitted = loss;
+      report.ridge = ridge;
+    }
     if (loss < report.validation_reconstructed) {
+      report.fallback.clear();
       report.validation_reconstructed = loss;
       values[i].resize(1);  // the bias stays as it is
       keep(matrices_[i], values[i], "least_squares");
-    } else {
-      report.fallback = not_better("least squares", loss, report.validation_reconstructed);
+    } else if (report.kept == "pruned") {
+      report.fallback =
+          not_better("least_squares", report.validation_fitted, report.validation_reconstructed);
     }
   }
 }
@@ -363,8 +368,9 @@ Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options) {
       // Output and target are written and read, and the gradient between them.
       of_half.bytes_touched += 6 * element * tokens * architecture.share_of_tokens(linear) *
                                static_cast<double>(linear.out);
-      if (!fits_least_squares(options)) continue;
-      of_half.product_flop += least_squares_flop(linear.out, linear.in);
+      if (!fits(options)) continue;
+      of_half.product_flop += static_cast<double>(ridges_of(options).size()) *
+                              least_squares_flop(linear.out, linear.in);
       fitting = std::max(fitting, least_squares_bytes(linear.out, linear.in));
     }
     of_half.bytes_touched +=

@@ -66,7 +66,7 @@ class MatrixTrainer {
   /// Mean loss of each matrix over windows, with such values.
   std::vector<Judgement> evaluate(const std::vector<std::vector<at::Tensor>>& values,
                                   std::span<const int> windows);
-  void fit();
+  void fit(double ridge);
   void train();
   void attempt();
   void run_epoch(int epoch, int64_t num_steps, int64_t& step, std::vector<at::Tensor>& sums);

@@ -32,23 +32,30 @@ void WindowTrainer::run(WindowReport& report) {
     report.fallback = "the held-out loss of the pruned weights is not finite";
     return;
   }
-  if (fits_least_squares(options_)) fit(report);
+  if (fits(options_)) fit(report);
   if (trains_adamw(options_)) train(report);
   if (report.kept != "pruned")
     report.loss_reconstructed = evaluate(weights_.values(), split_.first);
 }
 
 void WindowTrainer::fit(WindowReport& report) {
-  const std::vector<at::Tensor> fitted = weights_.fitted(options_.ridge);
-  report.validation_fitted = evaluate(fitted, split_.held_out);
-  if (!(report.validation_fitted < report.validation_reconstructed)) {  // nor if it is NaN
-    report.fallback =
-        not_better("least squares", report.validation_fitted, report.validation_reconstructed);
+  std::vector<at::Tensor> best;
+  for (const double ridge : ridges_of(options_)) {
+    std::vector<at::Tensor> fitted = weights_.fitted(ridge);
+    const double validation = evaluate(fitted, split_.held_out);
+    if (!best.empty() && !is_better(validation, report.validation_fitted)) continue;
+    report.validation_fitted = validation;
+    report.ridge = ridge;
+    best = std::move(fitted);
+  }
+  const std::string solver = fit_name(options_);
+  if (!(report.validation_fitted < report.validation_reconstructed)) {
+    report.fallback = not_better(solver, report.validation_fitted, report.validation_reconstructed);
     return;
   }
-  report.kept = "least_squares";
+  report.kept = solver;
   report.validation_reconstructed = report.validation_fitted;
-  keep(fitted);
+  keep(best);
 }
 
 void WindowTrainer::train(WindowReport& report) {

@@ -8,12 +8,14 @@
 #include <utility>
 
 #include "stages/reconstruct/least_squares.h"
+#include "stages/reconstruct/liar.h"
+#include "stages/units/unit_layout.h"  // reads_units
 
 namespace coppice {
 
 WindowWeights::WindowWeights(const SpanJob& span, HalfRange halves, const Variant& variant,
                              const ReconstructOptions& options)
-    : span_(span), variant_(variant), trains_(trains_adamw(options)) {
+    : span_(span), variant_(variant), trains_(trains_adamw(options)), folds_(folds_units(options)) {
   for (int half = halves.first; half < halves.last; ++half) {
     for (const LinearSpec& spec : span.architecture.linears) {
       if (spec.half == half_of(half)) add_linear(half, spec, options);
@@ -35,9 +37,13 @@ void WindowWeights::add_linear(int half, const LinearSpec& spec,
   Linear& leaf = leaves_[block].linears[spec.role];
   leaf.weight = train(name + ".weight", dense.weight, Trained::Kind::kWeight, block, spec.role);
   if (!dense.bias.defined()) return;
-  leaf.bias = options.train_biases
-                  ? train(name + ".bias", dense.bias, Trained::Kind::kBias, block, spec.role)
-                  : start_value(name + ".bias", dense.bias).to(span_.compute);
+  const bool is_folded_into = folds_ && reads_units(span_.architecture, spec);
+  if (!options.train_biases && !is_folded_into) {
+    leaf.bias = start_value(name + ".bias", dense.bias).to(span_.compute);
+    return;
+  }
+  leaf.bias = train(name + ".bias", dense.bias, Trained::Kind::kBias, block, spec.role);
+  trained_.back().is_only_fitted = !options.train_biases;
 }
 
 void WindowWeights::add_norm(int half, const NormSpec& spec, const ReconstructOptions& options) {
@@ -92,6 +98,10 @@ at::Tensor WindowWeights::train(const std::string& name, const at::Tensor& dense
 void WindowWeights::step(const AdamWStep& step) {
   const at::NoGradGuard no_graph;
   for (Trained& trained : trained_) {
+    if (trained.is_only_fitted) {
+      trained.leaf.mutable_grad().reset();
+      continue;
+    }
     const at::Tensor& gradient = trained.leaf.grad();
     // An expert that the batch passed by has a gradient of zero: its moments decay with the
     // others'.
@@ -129,14 +139,37 @@ std::vector<at::Tensor> WindowWeights::fitted(double ridge) const {
   std::vector<at::Tensor> fitted;
   for (const Trained& trained : trained_) {
     at::Tensor& values = fitted.emplace_back();
-    if (!trained.state.mask.defined()) continue;
-    const std::string& input = span_.architecture.linear(trained.role).input;
-    const InputStatistics& statistics =
-        span_.statistics.at(in_block(span_.architecture, trained.block, input));
+    if (trained.kind != Trained::Kind::kWeight || !trained.state.mask.defined()) continue;
+    if (folds_) continue;
+    const InputStatistics& statistics = statistics_of(trained);
     if (statistics.tokens == 0) continue;
     values = least_squares_as_written(trained.dense, trained.state.mask, statistics.gram, ridge);
   }
+  for (size_t i = 0; folds_ && i < trained_.size(); ++i) fold(i, ridge, fitted);
   return fitted;
+}
+
+const InputStatistics& WindowWeights::statistics_of(const Trained& trained) const {
+  const std::string& input = span_.architecture.linear(trained.role).input;
+  return span_.statistics.at(in_block(span_.architecture, trained.block, input));
+}
+
+// Removed units are whole columns of their consumer: one row of its mask tells them.
+void WindowWeights::fold(size_t weight, double ridge, std::vector<at::Tensor>& fitted) const {
+  const Trained& consumer = trained_[weight];
+  const at::Tensor& mask = consumer.state.mask;
+  if (consumer.kind != Trained::Kind::kWeight || !mask.defined()) return;
+  if (!reads_units(span_.architecture, span_.architecture.linear(consumer.role))) return;
+  const InputStatistics& statistics = statistics_of(consumer);
+  if (statistics.gram_tokens == 0) return;
+  const Linear& dense = span_.dense_at(2 * consumer.block).linears.at(consumer.role);
+  const FoldedLinear folded =
+      fold_removed(dense, mask.select(0, 0),
+                   {statistics.gram, statistics.gram_sum, statistics.gram_tokens}, ridge);
+  fitted[weight] = folded.weight.to(dense.weight.scalar_type())
+                       .add_(0)  // no −0
+                       .masked_fill_(mask.logical_not(), 0);
+  if (folded.bias.defined()) fitted[weight + 1] = folded.bias.to(dense.bias.scalar_type());
 }
 
 WindowBlocks WindowWeights::with(const std::vector<at::Tensor>& values) const {

@@ -15,7 +15,8 @@
 namespace coppice {
 
 /// Starts from the variant's adapted tensors, and the dense ones where it has none. Trained are the
-/// window's weights (kept ones, where there is a mask), and biases and norms as the options say.
+/// window's weights (kept ones, where there is a mask), and biases and norms as the options say;
+/// the biases of consumers of units also where these are folded into them, and nowhere else.
 /// A router is there and never trained. Owns masters, moments and leaves; in fp32 compute a leaf is
 /// its master, not a copy. The job and the variant must outlive this. One thread.
 class WindowWeights {
@@ -41,9 +42,10 @@ class WindowWeights {
   /// The trained tensors as they would be written, in the order of names(). New tensors.
   std::vector<at::Tensor> values() const;
 
-  /// The weights under a mask as least squares fits them to the dense ones, as they would be
-  /// written; undefined for all others, and for experts without tokens. From the Gram matrices of
-  /// the span's statistics.
+  /// What least squares makes of the dense weights, as it would be written; undefined for all
+  /// others, and for experts without tokens. From the span's statistics. Every weight under a mask
+  /// is fitted to it; or, where units are folded (folds_units), the consumers of units and their
+  /// biases.
   std::vector<at::Tensor> fitted(double ridge) const;
 
   /// The window with such values in the compute dtype (an undefined one: the leaf), for
@@ -58,8 +60,11 @@ class WindowWeights {
     int block;
     std::string role;
     enum class Kind { kWeight, kBias, kNormGain, kNormBias } kind;
+    bool is_only_fitted = false;  // no step changes it
   };
 
+  const InputStatistics& statistics_of(const Trained& trained) const;
+  void fold(size_t weight, double ridge, std::vector<at::Tensor>& fitted) const;
   at::Tensor start_value(const std::string& name, const at::Tensor& dense) const;
   at::Tensor train(const std::string& name, const at::Tensor& dense, Trained::Kind kind, int block,
                    const std::string& role);
@@ -69,6 +74,7 @@ class WindowWeights {
   const SpanJob& span_;
   const Variant& variant_;
   bool trains_;  // else there are no moments
+  bool folds_;
   std::vector<std::string> names_;
   std::vector<Trained> trained_;
   WindowBlocks leaves_;

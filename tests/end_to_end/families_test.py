@@ -29,11 +29,10 @@ class FamilyTest(ProgramTest):
         )
         return told["perplexity"]
 
-    def loaded(self, kind, directory):
+    def loaded(self, kind, directory, **more):
         config = json.loads((directory / "config.json").read_text())
-        more = {}
         if "num_experts_per_tok" in config:  # the faster ones want rows of 16 bytes
-            more = {"experts_implementation": "eager"}
+            more |= {"experts_implementation": "eager"}
         model, info = kind.from_pretrained(directory, output_loading_info=True, **more)
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             self.assertFalse(info[key], info)
@@ -181,7 +180,7 @@ class Others(FamilyTest):
         self.check_zeros(model, output)
         config = json.loads((output / "config.json").read_text())
         self.assertEqual(config["architectures"], ["BertModel"])
-        BertModel.from_pretrained(output, add_pooling_layer=False)
+        self.loaded(BertModel, output, add_pooling_layer=False)
         done = self.coppice("eval", output, "--text", self.text(), expect=2)
         self.assertIn("a bert model predicts no next token", done.stderr)
 

@@ -1,0 +1,94 @@
+#include "stages/units/unit_scores.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/rand.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "stages/finite.h"
+
+namespace coppice {
+namespace {
+
+/// [in] fp64: of every column that reads a unit.
+at::Tensor column_scores(PruneMethod method, const at::Tensor& weight,
+                         const InputStatistics& statistics) {
+  // In doubles, so that the order of the sums hardly ever decides which of two units goes.
+  const at::Tensor values = weight.to(at::kDouble);
+  switch (method) {
+    case PruneMethod::kMagnitudeSp:
+      return values.square().sum({0}).sqrt();
+    case PruneMethod::kWandaSp:
+      return values.abs().sum({0}).mul(statistics.column_norm().to(weight.device()));
+    case PruneMethod::kFlap:
+      return values.square().sum({0}).mul(statistics.variance().to(weight.device()));
+    default:
+      throw std::invalid_argument("unit scores: this method removes single weights");
+  }
+}
+
+/// [rows, columns] bool: in every row the `num_removed` smallest are false, of equal ones the
+/// first.
+at::Tensor keep_largest(const at::Tensor& scores, int64_t num_removed) {
+  const at::Tensor order = std::get<1>(scores.sort(/*stable=*/true, /*dim=*/1, false));
+  at::Tensor kept = at::ones(scores.sizes(), at::TensorOptions(at::kBool));
+  kept.scatter_(1, order.narrow(1, 0, num_removed), false);
+  return kept;
+}
+
+int64_t removed_of(int64_t count, double sparsity) {
+  return std::min<int64_t>(std::llround(sparsity * static_cast<double>(count)), count - 1);
+}
+
+}  // namespace
+
+at::Tensor unit_scores(PruneMethod method, const UnitLayout& units, const at::Tensor& weight,
+                       const InputStatistics& statistics, uint64_t seed) {
+  if (method == PruneMethod::kRandomSp) {
+    return at::rand({units.count}, at::detail::createCPUGenerator(seed), at::kFloat);
+  }
+  return column_scores(method, weight, statistics)
+      .view({units.count, units.size})
+      .sum({1})
+      .to(at::kCPU, at::kFloat);
+}
+
+int64_t num_kept_units(double sparsity, const UnitLayout& units, HeadUnits how) {
+  const int64_t shared = units.count / units.per_shared;
+  if (units.per_shared == 1 || how == HeadUnits::kQuery) {
+    return units.count - removed_of(units.count, sparsity);
+  }
+  return how == HeadUnits::kBalanced
+             ? shared * (units.per_shared - removed_of(units.per_shared, sparsity))
+             : (shared - removed_of(shared, sparsity)) * units.per_shared;
+}
+
+at::Tensor kept_units(const at::Tensor& scores, double sparsity, const UnitLayout& units,
+                      HeadUnits how) {
+  require_finite("scores of the units of " + units.consumer->name, scores);
+  const int64_t shared = units.count / units.per_shared;
+  if (units.per_shared == 1 || how == HeadUnits::kQuery) {
+    return keep_largest(scores.view({1, -1}), removed_of(units.count, sparsity)).view(-1);
+  }
+  const at::Tensor grouped = scores.view({shared, units.per_shared});
+  if (how == HeadUnits::kBalanced) {
+    return keep_largest(grouped, removed_of(units.per_shared, sparsity)).view(-1);
+  }
+  return keep_largest(grouped.sum({1}).view({1, -1}), removed_of(shared, sparsity))
+      .view(-1)
+      .repeat_interleave(units.per_shared);
+}
+
+at::Tensor kept_rows(const at::Tensor& kept, const UnitLayout& units) {
+  return kept.repeat_interleave(units.size);
+}
+
+at::Tensor kept_shared_rows(const at::Tensor& kept, const UnitLayout& units) {
+  return kept.view({-1, units.per_shared}).any(1).repeat_interleave(units.size);
+}
+
+}  // namespace coppice
