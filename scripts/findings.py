@@ -6,19 +6,13 @@ they are evaluated, reports stay in OUT/reports and what the program said in OUT
 """
 
 import argparse
-import contextlib
-import csv
-import fcntl
 import functools
 import math
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,20 +21,19 @@ import numpy as np
 
 import findings_plot
 import findings_tables as tables
-from findings_steps import (
-    INTERRUPTED,
-    FindingsError,
-    Interrupted,
+from findings_tables import About, RateChoice, Row
+from measuring_steps import (
+    MeasuringError,
     Program,
-    Records,
-    Took,
+    Steps,
+    exit_code,
     file_hash,
     finite,
     model_hash,
+    program_in,
     write_atomically,
 )
-from findings_tables import About, RateChoice, Row
-from quickstart_summary import duration, read_json
+from quickstart_summary import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -158,16 +151,16 @@ class Text:
             tokens = self.tokenised()
         with h5py.File(tokens) as file:
             if "input_ids" not in file:
-                raise FindingsError(f"{tokens}: no /input_ids")
+                raise MeasuringError(f"{tokens}: no /input_ids")
             ids = file["input_ids"][:]
         if ids.ndim == 2 and ids.shape[1] != seqlen:
-            raise FindingsError(
+            raise MeasuringError(
                 f"{tokens}: holds windows of {ids.shape[1]} tokens: --seqlen {ids.shape[1]}"
             )
         ids = ids.reshape(-1)
         windows = ids[: len(ids) // seqlen * seqlen].reshape(-1, seqlen)
         if len(windows) < self.needed:
-            raise FindingsError(
+            raise MeasuringError(
                 f"{self.setup.dataset}: {len(windows)} windows of {seqlen} tokens, {self.needed}"
                 " are needed: give more text, or a smaller --nsamples"
             )
@@ -203,7 +196,7 @@ class Text:
         command += [] if eos is None else ["--join-token", eos]
         code = subprocess.run([str(part) for part in command]).returncode
         if code != 0:
-            raise FindingsError(f"{self.setup.dataset}: not tokenised, see above", code)
+            raise MeasuringError(f"{self.setup.dataset}: not tokenised, see above", code)
         return tokens
 
     def take(self, seed: int, count: int, held_out: float, is_fresh: bool = False) -> Path:
@@ -249,71 +242,14 @@ def num_trained(share: float, count: int) -> int:
 # --- steps
 
 
-class Experiment:
+class Experiment(Steps):
     """The steps behind the tables. Each is done once and then read from its record."""
 
     def __init__(self, setup: Setup, out: Path, program: Program):
+        names = {setup.model: "MODEL", setup.text: "TEXT"}
+        super().__init__(out, program, setup.settings, names)
         self.setup = setup
-        self.out = out
-        self.program = program
-        self.work = out / "work"
-        self.reports = out / "reports"
-        for folder in (self.work, self.reports):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.records = Records(out / "records", setup.settings)
         self.text = Text(setup, out / "windows")
-
-    def once(self, name: str, arguments: list[str], make: Callable[[], dict]) -> dict:
-        """The result of a step, made unless it is there."""
-        named = self.without_paths(arguments)
-        result = self.records.begin(name, named)
-        if result is not None:
-            return result
-        print(f"== {name}", flush=True)
-        begin = time.monotonic()
-        result = self.records.finish(name, named, make())
-        said = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
-        print(f"   {said}{duration(time.monotonic() - begin)}", flush=True)
-        return result
-
-    def without_paths(self, arguments: list[str]) -> list[str]:
-        """As records and tables show them: where files lie is nobody's business."""
-        names = {self.out: "OUT", self.setup.model: "MODEL", self.setup.text: "TEXT"}
-        shown = []
-        for argument in arguments:
-            for path, name in names.items():
-                if argument == str(path) or argument.startswith(f"{path}/"):
-                    argument = name + argument[len(str(path)) :]
-            shown.append(argument)
-        return shown
-
-    def command(self, arguments: list[str]) -> str:
-        return shlex.join(["coppice", *self.without_paths(arguments)])
-
-    # Running coppice
-
-    def make_or_continue(self, name: str, arguments: list[str]) -> Took:
-        """What writes work/NAME."""
-        out, work = self.work / name, self.work / f"{name}.work"
-        is_begun = any(work.rglob("journal.bin"))
-        if not is_begun:
-            self.discard(name)  # what was killed before its journal was there
-        return self.program(
-            name, [*arguments, "-o", str(out), *(["--resume"] if is_begun else [])]
-        )
-
-    def checkpoint(self, name: str, arguments: list[str]) -> dict:
-        """Makes work/NAME by `run` or `retrain` unless it is complete; returns its report."""
-        out = self.work / name
-        report = out / "coppice_report.json"
-        if not (report.exists() and (out / "model.safetensors.index.json").exists()):
-            self.make_or_continue(name, arguments)
-        shutil.copyfile(report, self.reports / f"{name}.json")
-        return read_json(report)
-
-    def discard(self, name: str) -> None:
-        for path in (self.work / name, self.work / f"{name}.work"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def perplexity(self, name: str, directory: Path) -> float:
         """On the text that is reported."""
@@ -321,22 +257,6 @@ class Experiment:
         result = self.evaluate(name, directory, setup.text, setup.eval_seqlen, setup.max_windows)
         value = finite(result["perplexity"])
         return math.inf if value is None else value
-
-    def evaluate(
-        self, name: str, directory: Path, text: Path, seqlen: int, max_windows: int
-    ) -> dict:
-        result = self.reports / f"{name}.eval.json"
-        scratch = self.work / "eval"
-        shutil.rmtree(scratch, ignore_errors=True)
-        self.program(
-            f"{name}.eval",
-            [
-                *["eval", str(directory), "--text", str(text), "--seqlen", str(seqlen)],
-                *["--max-windows", str(max_windows)],
-                *["--json", str(result), "--work-dir", str(scratch)],
-            ],
-        )
-        return read_json(result)
 
     def data_flags(self, model: Path, dataset: Path, count: int, seed: int) -> list[str]:
         return [
@@ -463,14 +383,6 @@ class Experiment:
         self.discard(name)
         return result["loss"]
 
-    def swept(self, name: str, arguments: list[str]) -> tuple[list[dict], Took]:
-        """The lines of a sweep's table."""
-        took = self.make_or_continue(name, arguments)
-        source = self.work / name / "sweep.csv"
-        shutil.copyfile(source, self.reports / f"{name}.sweep.csv")
-        with source.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file)), took
-
     def retraining_rate(self, times: int) -> RateChoice:
         """By a short retraining at each rate, judged on its held-out windows."""
         is_tenfold = times > 1
@@ -582,7 +494,7 @@ class Experiment:
             report = directory / "coppice_report.json"
             if not report.exists():
                 record = self.records.path(sweep)
-                raise FindingsError(
+                raise MeasuringError(
                     f"{report}: not there; remove {record} and {self.work / sweep}* to make the"
                     " sweep again",
                     3,
@@ -600,7 +512,7 @@ def chosen_rate(what: str, windows: int, losses: dict[float, float | None]) -> R
     """The rate of the least loss; of equal ones the lowest."""
     known = {lr: loss for lr, loss in sorted(losses.items()) if loss is not None}
     if not known:
-        raise FindingsError(f"{what}: no learning rate gave a finite held-out loss", 6)
+        raise MeasuringError(f"{what}: no learning rate gave a finite held-out loss", 6)
     return RateChoice(what, windows, known, min(known, key=known.get))
 
 
@@ -619,7 +531,7 @@ def of_key(line: dict, key: str) -> str:
         flag = heading.replace("_", "-").replace(".", "-")
         if flag == key or flag.endswith(f"-{key}"):
             return line[heading]
-    raise FindingsError(f"sweep.csv: no column for {key}; there are {', '.join(line)}", 4)
+    raise MeasuringError(f"sweep.csv: no column for {key}; there are {', '.join(line)}", 4)
 
 
 def numbers_of_run(report: dict) -> dict:
@@ -785,9 +697,9 @@ def setup_of(args: argparse.Namespace, model: Path) -> Setup:
     numbers = (QUICK if args.quick else FULL) | given
     setup = Setup(model.resolve(), args.dataset.resolve(), args.text.resolve(), **numbers)
     if setup.nsamples < 2 or setup.rate_samples < 2 or setup.seqlen < 2 or not setup.seeds:
-        raise FindingsError("--nsamples, --rate-samples, --seqlen: 2 or more; --seeds: 1 or more")
+        raise MeasuringError("--nsamples, --rate-samples, --seqlen: 2 or more; --seeds: 1 or more")
     if setup.max_windows < 0:
-        raise FindingsError("--max-windows: 0 (all) or more")
+        raise MeasuringError("--max-windows: 0 (all) or more")
     return setup
 
 
@@ -796,33 +708,14 @@ def fetched_model() -> Path:
     command = [sys.executable, str(SCRIPTS / "fetch_smollm2.py"), str(model)]
     code = subprocess.run(command).returncode
     if code != 0:
-        raise FindingsError("no model, see above; give one by --model DIR", code)
+        raise MeasuringError("no model, see above; give one by --model DIR", code)
     return model
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[int]:
-    """Two at work in one folder would take each other's work for their own."""
-    file = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
-    except BlockingIOError:
-        raise FindingsError(
-            f"{out}: another findings.sh, or a coppice that one started, is at work there"
-        ) from None
-    finally:
-        os.close(file)
 
 
 def measure(args: argparse.Namespace) -> None:
     setup = setup_of(args, args.model or fetched_model())
     out = (args.out or ROOT / "runs" / ("findings-quick" if args.quick else "findings")).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out) as lock:
-        program = Program(args.program.resolve(), out / "logs", lock)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, program.on_signal)
+    with program_in(out, args.program) as program:
         experiment = Experiment(setup, out, program)
         for table in args.only or "abcd":
             make_table(experiment, table)
@@ -832,15 +725,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def main() -> int:
     args = parse()
-    try:
-        measure(args)
-    except FindingsError as error:
-        print(f"findings: {error}", file=sys.stderr)
-        return error.code
-    except Interrupted:
-        print("findings: stopped; the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return exit_code("findings", lambda: measure(args))
 
 
 if __name__ == "__main__":

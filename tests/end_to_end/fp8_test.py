@@ -3,7 +3,6 @@
 import json
 import unittest
 
-import numpy as np
 from support import ProgramTest, report, shards, tensors
 
 BLOCK = (16, 8)  # rows and columns that share a scale; no size of the model is a multiple

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import findings
 import findings_plot
 import findings_tables as tables
+import measuring_steps
 from findings_tables import About, RateChoice, Row
 
 # Does what findings.py sees of coppice: arguments in, reports and journals out. Every call is a
@@ -408,10 +409,10 @@ class Steps(unittest.TestCase):
             try:
                 self.measure(out=table, only=table)
                 ends.append(None)
-            except (findings.Interrupted, findings.FindingsError) as end:
+            except (measuring_steps.Interrupted, findings.MeasuringError) as end:
                 ends.append(type(end))
-        self.assertGreater(ends.count(findings.Interrupted), 5)
-        self.assertGreater(ends.count(findings.FindingsError), 2)
+        self.assertGreater(ends.count(measuring_steps.Interrupted), 5)
+        self.assertGreater(ends.count(findings.MeasuringError), 2)
         cost = ("wall_seconds", "resumed", "peak_rss_bytes")
         numbers = [
             [{key: value for key, value in line.items() if key not in cost} for line in lines]
@@ -430,33 +431,33 @@ class Steps(unittest.TestCase):
         self.measure(only="b")
         for keys in ({"nsamples": 7}, {"max_windows": 3}, {"rates": "0.001"}):
             said = f"{[*keys][0]}: there (.|\n)*--out"
-            with self.assertRaisesRegex(findings.FindingsError, said):
+            with self.assertRaisesRegex(findings.MeasuringError, said):
                 self.measure(only="b", **keys)
         (self.dir / "text.txt").write_text("another text")
-        with self.assertRaisesRegex(findings.FindingsError, "text: there"):
+        with self.assertRaisesRegex(findings.MeasuringError, "text: there"):
             self.measure(only="b")
 
     def test_a_step_of_other_arguments_is_neither_taken_nor_continued(self):
         (self.dir / "disturbed").touch()
-        with self.assertRaises(findings.Interrupted):
+        with self.assertRaises(measuring_steps.Interrupted):
             self.measure(only="b")
         (record,) = (self.dir / "out/records").glob("rate.*.json")
         content = json.loads(record.read_text())
         self.assertIsNone(content["result"])
         content["arguments"].append("--epochs=7")
         record.write_text(json.dumps(content))
-        with self.assertRaisesRegex(findings.FindingsError, "other arguments(.|\n)*remove it"):
+        with self.assertRaisesRegex(findings.MeasuringError, "other arguments(.|\n)*remove it"):
             self.measure(only="b")
 
     def test_an_error_shows_what_the_program_said(self):
         (self.dir / "fail").write_text("2")
-        with self.assertRaisesRegex(findings.FindingsError, "code 1(.|\n)*made of cheese"):
+        with self.assertRaisesRegex(findings.MeasuringError, "code 1(.|\n)*made of cheese"):
             self.measure()
 
     def test_two_at_work_in_one_folder(self):
         (self.dir / "out").mkdir()
-        with findings.locked(self.dir / "out"):
-            with self.assertRaisesRegex(findings.FindingsError, "is at work there"):
+        with measuring_steps.locked(self.dir / "out"):
+            with self.assertRaisesRegex(findings.MeasuringError, "is at work there"):
                 self.measure()
 
     def windows(self, seed, count, share, is_fresh=False):
@@ -497,17 +498,17 @@ class Steps(unittest.TestCase):
     def test_rates_without_a_finite_loss(self):
         choice = findings.chosen_rate("x", 4, {1e-3: None, 3e-4: 2.0, 1e-4: 2.0})
         self.assertEqual((choice.lr, choice.values), (1e-4, {1e-4: 2.0, 3e-4: 2.0}))
-        with self.assertRaisesRegex(findings.FindingsError, "no learning rate"):
+        with self.assertRaisesRegex(findings.MeasuringError, "no learning rate"):
             findings.chosen_rate("x", 4, {1e-3: None})
 
     def test_too_little_text_says_how_much_is_needed(self):
-        with self.assertRaisesRegex(findings.FindingsError, "100 windows .* are needed"):
+        with self.assertRaisesRegex(findings.MeasuringError, "100 windows .* are needed"):
             self.measure(nsamples=12)
 
     def test_windows_of_another_length(self):
         with h5py.File(self.dir / "tokens.h5", "w") as file:
             file["input_ids"] = np.zeros((99, 8), np.int32)
-        with self.assertRaisesRegex(findings.FindingsError, "--seqlen 8"):
+        with self.assertRaisesRegex(findings.MeasuringError, "--seqlen 8"):
             self.measure()
 
 

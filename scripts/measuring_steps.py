@@ -1,30 +1,36 @@
 """Steps of a long measurement: records of what is done, and the program that does it.
 
 A step leaves OUT/records/<step>.json with the settings it was made with; one that was interrupted is
-continued. Used by findings.py.
+continued. Used by findings.py and liar_smollm2.py.
 """
 
+import contextlib
+import csv
+import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TextIO
 
-from quickstart_summary import read_json
+from quickstart_summary import duration, read_json
 
 INTERRUPTED = 130
 LOG_LINES_SHOWN = 15
 
 
-class FindingsError(Exception):
+class MeasuringError(Exception):
     """What is wrong and what to do about it."""
 
     def __init__(self, message: str, code: int = 2):
@@ -41,14 +47,14 @@ def file_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FindingsError(f"{path}: {error.strerror}", 3) from error
+        raise MeasuringError(f"{path}: {error.strerror}", 3) from error
 
 
 def model_hash(model: Path) -> str:
     """Of config.json and all weights."""
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
-        raise FindingsError(f"{model}: no *.safetensors: give --model a checkpoint", 3)
+        raise MeasuringError(f"{model}: no *.safetensors: give --model a checkpoint", 3)
     hashes = [file_hash(path) for path in (model / "config.json", *weights)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -101,7 +107,7 @@ class Records:
                     for key in sorted(there.keys() | settings.keys())
                     if there.get(key) != settings.get(key)
                 )
-                raise FindingsError(
+                raise MeasuringError(
                     f"{folder.parent} was made with other settings: {said}\n"
                     "give --out another folder, or remove this one"
                 )
@@ -118,7 +124,7 @@ class Records:
         if path.exists():
             record = read_json(path)
             if record["arguments"] != arguments:
-                raise FindingsError(
+                raise MeasuringError(
                     f"{path}: made with other arguments:\n"
                     f"  there {shlex.join(record['arguments'])}\n  now   {shlex.join(arguments)}\n"
                     "remove it, and what lies in work/ under its name, to make it again"
@@ -188,7 +194,7 @@ class Program:
             raise Interrupted
         if code != 0:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
-            raise FindingsError(
+            raise MeasuringError(
                 f"coppice ended with code {code}; the end of {log}:\n{tail}", max(code, 1)
             )
         return Took(time.monotonic() - begin, peak_rss_bytes)
@@ -201,7 +207,7 @@ class Program:
                 command, stdout=log, stderr=log, process_group=0, pass_fds=[self.lock]
             )
         except OSError as error:
-            raise FindingsError(f"{self.path}: {error.strerror}", 3) from error
+            raise MeasuringError(f"{self.path}: {error.strerror}", 3) from error
         self.child = process.pid
         if self.is_stopped:  # while it was started
             os.kill(self.child, signal.SIGTERM)
@@ -209,3 +215,137 @@ class Program:
         self.child = None
         process.returncode = os.waitstatus_to_exitcode(status)
         return process.returncode, usage.ru_maxrss * 1024
+
+# --- steps
+
+
+class Steps:
+    """What OUT/records, OUT/work, OUT/reports and OUT/logs hold, and how the program makes it.
+
+    `names`: how paths are called where arguments are shown.
+    """
+
+    def __init__(self, out: Path, program: Program, settings: dict, names: dict[Path, str]):
+        self.out = out
+        self.program = program
+        self.names = {out: "OUT", **names}
+        self.work = out / "work"
+        self.reports = out / "reports"
+        for folder in (self.work, self.reports):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.records = Records(out / "records", settings)
+
+    def once(self, name: str, arguments: list[str], make: Callable[[], dict]) -> dict:
+        """The result of a step, made unless it is there."""
+        named = self.without_paths(arguments)
+        result = self.records.begin(name, named)
+        if result is not None:
+            return result
+        print(f"== {name}", flush=True)
+        begin = time.monotonic()
+        result = self.records.finish(name, named, make())
+        said = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
+        print(f"   {said}{duration(time.monotonic() - begin)}", flush=True)
+        return result
+
+    def without_paths(self, arguments: list[str]) -> list[str]:
+        """As records and tables show them: where files lie is nobody's business."""
+        shown = []
+        for argument in arguments:
+            for path, name in self.names.items():
+                if argument == str(path) or argument.startswith(f"{path}/"):
+                    argument = name + argument[len(str(path)) :]
+            shown.append(argument)
+        return shown
+
+    def command(self, arguments: list[str]) -> str:
+        return shlex.join(["coppice", *self.without_paths(arguments)])
+
+    def make_or_continue(self, name: str, arguments: list[str]) -> Took:
+        """What writes work/NAME."""
+        out, work = self.work / name, self.work / f"{name}.work"
+        is_begun = any(work.rglob("journal.bin"))
+        if not is_begun:
+            self.discard(name)  # what was killed before its journal was there
+        return self.program(
+            name, [*arguments, "-o", str(out), *(["--resume"] if is_begun else [])]
+        )
+
+    def checkpoint(self, name: str, arguments: list[str]) -> dict:
+        """Makes work/NAME by `run` or `retrain` unless it is complete; returns its report."""
+        out = self.work / name
+        report = out / "coppice_report.json"
+        if not (report.exists() and (out / "model.safetensors.index.json").exists()):
+            self.make_or_continue(name, arguments)
+        shutil.copyfile(report, self.reports / f"{name}.json")
+        return read_json(report)
+
+    def discard(self, name: str) -> None:
+        for path in (self.work / name, self.work / f"{name}.work"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def evaluate(
+        self, name: str, directory: Path, text: Path, seqlen: int, max_windows: int
+    ) -> dict:
+        result = self.reports / f"{name}.eval.json"
+        scratch = self.work / "eval"
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.program(
+            f"{name}.eval",
+            [
+                *["eval", str(directory), "--text", str(text), "--seqlen", str(seqlen)],
+                *["--max-windows", str(max_windows)],
+                *["--json", str(result), "--work-dir", str(scratch)],
+            ],
+        )
+        return read_json(result)
+
+    def swept(self, name: str, arguments: list[str]) -> tuple[list[dict], Took]:
+        """The lines of a sweep's table."""
+        took = self.make_or_continue(name, arguments)
+        source = self.work / name / "sweep.csv"
+        shutil.copyfile(source, self.reports / f"{name}.sweep.csv")
+        with source.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file)), took
+
+
+# --- one at a time
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[int]:
+    """Two at work in one folder would take each other's work for their own."""
+    file = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
+    except BlockingIOError:
+        raise MeasuringError(
+            f"{out}: another script, or a coppice that one started, is at work there"
+        ) from None
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def program_in(out: Path, path: Path) -> Iterator[Program]:
+    """The program, for the one script that works in `out`; signals to the script stop it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out) as lock:
+        program = Program(path.resolve(), out / "logs", lock)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, program.on_signal)
+        yield program
+
+
+def exit_code(what: str, measure: Callable[[], None]) -> int:
+    """Of a script: says what went wrong, or that it was stopped."""
+    try:
+        measure()
+    except MeasuringError as error:
+        print(f"{what}: {error}", file=sys.stderr)
+        return error.code
+    except Interrupted:
+        print(f"{what}: stopped; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return 0
