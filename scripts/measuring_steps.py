@@ -1,7 +1,7 @@
 """Steps of a long measurement: records of what is done, and the program that does it.
 
 A step leaves OUT/records/<step>.json with the settings it was made with; one that was interrupted is
-continued. Used by findings.py and liar_smollm2.py.
+continued. Used by findings.py, liar_smollm2.py and liar_minilm.py.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from quickstart_summary import duration, read_json
 
 INTERRUPTED = 130
 LOG_LINES_SHOWN = 15
+SAID = {"perplexity": 2, "fidelity": 3}  # of a step's result, with so many digits
 
 
 class MeasuringError(Exception):
@@ -244,7 +245,9 @@ class Steps:
         print(f"== {name}", flush=True)
         begin = time.monotonic()
         result = self.records.finish(name, named, make())
-        said = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
+        said = "".join(
+            f"{key} {result[key]:.{digits}f}, " for key, digits in SAID.items() if key in result
+        )
         print(f"   {said}{duration(time.monotonic() - begin)}", flush=True)
         return result
 
@@ -287,17 +290,17 @@ class Steps:
     def evaluate(
         self, name: str, directory: Path, text: Path, seqlen: int, max_windows: int
     ) -> dict:
+        """The perplexity of a checkpoint on a text."""
+        flags = ["--text", str(text), "--seqlen", str(seqlen), "--max-windows", str(max_windows)]
+        return self.said_by_eval(name, directory, flags)
+
+    def said_by_eval(self, name: str, directory: Path, flags: list[str]) -> dict:
+        """Of a checkpoint; it is kept in reports."""
         result = self.reports / f"{name}.eval.json"
         scratch = self.work / "eval"
         shutil.rmtree(scratch, ignore_errors=True)
-        self.program(
-            f"{name}.eval",
-            [
-                *["eval", str(directory), "--text", str(text), "--seqlen", str(seqlen)],
-                *["--max-windows", str(max_windows)],
-                *["--json", str(result), "--work-dir", str(scratch)],
-            ],
-        )
+        written = ["--json", str(result), "--work-dir", str(scratch)]
+        self.program(f"{name}.eval", ["eval", str(directory), *flags, *written])
         return read_json(result)
 
     def swept(self, name: str, arguments: list[str]) -> tuple[list[dict], Took]:
