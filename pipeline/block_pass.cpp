@@ -42,6 +42,7 @@ CacheOptions cache_options(PassContext& context) {
   options.directory = context.work;
   options.shape = {context.tokens.count(), context.tokens.seqlen, architecture.hidden,
                    architecture.dtype};
+  options.lengths = context.tokens.lengths;
   options.compute = context.compute;
   options.device = context.machine.device().where();
   options.windows_ahead = settings.windows_ahead;

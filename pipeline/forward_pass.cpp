@@ -17,6 +17,7 @@ ForwardPass::ForwardPass(const SourceModel& model, const TokenWindows& tokens, M
   cache.directory = std::move(cache_directory);
   cache.shape = {tokens.count(), tokens.seqlen, model.architecture.hidden,
                  model.architecture.dtype};
+  cache.lengths = tokens.lengths;
   cache.compute = compute_;
   cache.device = machine.device().where();
   cache.on_read = std::move(on_read);

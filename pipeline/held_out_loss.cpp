@@ -7,7 +7,8 @@
 namespace coppice {
 
 HeldOutLoss::HeldOutLoss(const TokenWindows& tokens, int first_window, size_t num_models,
-                         at::Device device) {
+                         at::Device device)
+    : seqlen_(tokens.seqlen) {
   std::vector<int64_t> ids;
   for (int64_t window = first_window; window < tokens.count(); ++window) {
     const auto of_window = tokens.window(window);
@@ -21,11 +22,11 @@ HeldOutLoss::HeldOutLoss(const TokenWindows& tokens, int first_window, size_t nu
 void HeldOutLoss::add(const Architecture& architecture, const at::Tensor& head_rows,
                       const FinalWeights& before, int64_t first_row,
                       const std::vector<at::Tensor>& hidden) {
+  const int64_t predicted = seqlen_ - 1;
   for (size_t model = 0; model < sums_.size(); ++model) {
-    const int64_t predicted = hidden[model].size(1) - 1;
-    for (int64_t window = 0; window < hidden[model].size(0); ++window) {
+    for (int64_t window = 0; window < hidden[model].size(0) / seqlen_; ++window) {
       const at::Tensor x =
-          hidden[model][window].narrow(0, 0, predicted).to(head_rows.scalar_type());
+          hidden[model].narrow(0, window * seqlen_, predicted).to(head_rows.scalar_type());
       sums_[model].add(window * predicted,
                        head_logits(head_input(architecture, before, x), head_rows), first_row);
     }

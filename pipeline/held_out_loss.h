@@ -16,7 +16,7 @@ class HeldOutLoss {
   HeldOutLoss(const TokenWindows& tokens, int first_window, size_t num_models, at::Device device);
 
   /// head_rows: rows [first_row, …) of the head in the compute dtype, [rows, embedding_width];
-  /// hidden: by model, [windows, seqlen, hidden] of any float dtype. Each chunk once.
+  /// hidden: by model, [windows · seqlen, hidden] of any float dtype. Each chunk once.
   void add(const Architecture& architecture, const at::Tensor& head_rows,
            const FinalWeights& before, int64_t first_row, const std::vector<at::Tensor>& hidden);
 
@@ -24,6 +24,7 @@ class HeldOutLoss {
   std::vector<double> losses() const;
 
  private:
+  int64_t seqlen_;
   std::vector<RunningLogSumExp> sums_;
 };
 

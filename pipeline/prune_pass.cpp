@@ -84,7 +84,11 @@ void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
       held_out_.push_back(tensor.to(context_.machine.device().where()));
     }
   }
-  variant.held_out = held_out_[recipe];
+  variant.held_out = {held_out_[recipe], {}};
+  for (int window = first_held_out(); window < int(context_.tokens.count()); ++window) {
+    const std::vector<int> lengths = context_.tokens.lengths_of(window);
+    std::copy(lengths.begin(), lengths.end(), std::back_inserter(variant.held_out.lengths));
+  }
 }
 
 void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
@@ -96,7 +100,7 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
     WindowJob job{*work_of(span).job, work_of(span).job->halves, &variant};
     run_stage(forward, job);
     held_out_.resize(recipes_.size());
-    held_out_[recipe] = variant.held_out;
+    held_out_[recipe] = variant.held_out.hidden;
   }
   std::vector<Adapted> blocks;
   for (int block = what.first_block; block < what.last_block; ++block) {
@@ -173,8 +177,7 @@ at::Tensor PrunePass::dense_held_out() {
   std::vector<int> windows(size_t(source->num_windows() - first_held_out()));
   std::iota(windows.begin(), windows.end(), first_held_out());
   source->announce(windows);
-  const MicroBatch batch = source->read(windows);
-  return batch.hidden.view({int64_t(windows.size()), batch.lengths.front(), batch.hidden.size(1)});
+  return source->read(windows).hidden;
 }
 
 void PrunePass::record_judged(const char* metric, double dense, const std::vector<double>& losses) {

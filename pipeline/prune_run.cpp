@@ -103,6 +103,8 @@ PruneRun::PruneRun(const PruneRunOptions& options)
       compute_(machine_.device().compute_dtype(scalar_type(model_.architecture.dtype))) {
   for (const NamedRecipe& named : options.recipes) {
     check_against_model(named.recipe, model_.architecture, tokens_);
+    const bool reconstructs = named.recipe.reconstruct.window.kind != WindowKind::kNone;
+    if (reconstructs || options.sweep) check_held_out(tokens_);
     const fs::path directory = named.name.empty() ? options.output : options.output / named.name;
     const PruneOptions& prune = named.recipe.prune;
     OutputDirectory output =
@@ -264,9 +266,9 @@ json PruneRun::report_head(size_t recipe) const {
                  {"io_engine", machine_.engine().name()}}},
                {"recipe", recipe_json(options_.recipes[recipe].recipe)},
                {"calibration",
-                {{"nsamples", tokens_.count()},
+                {{"nsamples", tokens_.num_sequences()},
                  {"seqlen", tokens_.seqlen},
-                 {"tokens", tokens_.ids.size()},
+                 {"tokens", tokens_.num_tokens()},
                  {"dataset_sha256", tokens_.dataset_sha256}}}};
   const json& found = recipes_[recipe].found;
   if (!found.is_null()) head["survey"] = found;

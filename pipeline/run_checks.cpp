@@ -190,6 +190,15 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
   check_positions(architecture, tokens.seqlen);
 }
 
+void check_held_out(const TokenWindows& tokens) {
+  if (tokens.count() >= 2) return;
+  throw ConfigError(fmt::format(
+      "calibration.nsamples: {}: these sequences, of {} tokens together, fill one window "
+      "of {}, and at least two are wanted, one to work with and one to judge by; give "
+      "more of them or a smaller seqlen",
+      tokens.num_sequences(), tokens.num_tokens(), tokens.seqlen));
+}
+
 void check_positions(const Architecture& architecture, int64_t seqlen) {
   if (seqlen > architecture.max_positions && architecture.max_positions > 0) {
     throw ConfigError(fmt::format("calibration.seqlen: {}: the model has {} positions", seqlen,

@@ -16,6 +16,9 @@ namespace coppice {
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens);
 
+/// Throws ConfigError if one is held out of the windows and none is left.
+void check_held_out(const TokenWindows& tokens);
+
 /// Throws ConfigError if windows of that length have more tokens than the model has positions.
 void check_positions(const Architecture& architecture, int64_t seqlen);
 

@@ -1,5 +1,6 @@
 #include "pipeline/span_work.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -85,8 +86,14 @@ void embed_windows(const GraphSpan& span, const SourceModel& model, const TokenW
       index.push_back(found->second);
     }
     const at::Tensor order = at::tensor(index, at::kLong).to(device.where());
-    sink.write(int(window),
-               embed(model.architecture, stem, at::stack(rows).index_select(0, order)));
+    const at::Tensor embedded = at::stack(rows).index_select(0, order);
+    std::vector<at::Tensor> sequences;  // positions begin anew with each
+    int64_t first = 0;
+    for (const int length : tokens.lengths_of(window)) {
+      sequences.push_back(embed(model.architecture, stem, embedded.narrow(0, first, length)));
+      first += length;
+    }
+    sink.write(int(window), sequences.size() == 1 ? sequences.front() : at::cat(sequences));
   }
 }
 

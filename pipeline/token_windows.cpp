@@ -107,8 +107,11 @@ void check_seqlen(const TokenFile& tokens, int64_t seqlen, const char* key, cons
 
 TokenWindows finished(TokenWindows windows, const TextSource& source) {
   windows.dataset_sha256 = sha256_file(source.text);
-  const XXH128_hash_t hash =
-      XXH3_128bits(windows.ids.data(), windows.ids.size() * sizeof(windows.ids[0]));
+  std::vector<int32_t> all = windows.ids;
+  for (const std::vector<int>& of_window : windows.lengths) {
+    all.insert(all.end(), of_window.begin(), of_window.end());
+  }
+  const XXH128_hash_t hash = XXH3_128bits(all.data(), all.size() * sizeof(all[0]));
   windows.xxh3_128 = fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
   return windows;
 }
@@ -128,15 +131,89 @@ std::vector<int64_t> chosen_windows(int64_t available, const CalibrationOptions&
   return order;
 }
 
+// ---- sequences of their own lengths -----------------------------------------------------------
+
+TokenFile load_sequences(const TextSource& source, int64_t seqlen) {
+  return load(source, {"--sequences", std::to_string(seqlen)}, fmt::format("sequences-{}", seqlen));
+}
+
+// In their order; a window is closed when the next one does not fit.
+TokenWindows packed(const TokenFile& tokens, std::span<const int64_t> chosen, int64_t seqlen) {
+  std::vector<size_t> first(tokens.lengths.size() + 1, 0);
+  std::partial_sum(tokens.lengths.begin(), tokens.lengths.end(), first.begin() + 1);
+  TokenWindows windows;
+  windows.seqlen = seqlen;
+  int64_t room = 0;
+  for (const int64_t sequence : chosen) {
+    const int64_t length = std::min<int64_t>(tokens.lengths[size_t(sequence)], seqlen);
+    if (length > room) {
+      windows.lengths.emplace_back();
+      windows.ids.resize(windows.lengths.size() * size_t(seqlen));
+      room = seqlen;
+    }
+    windows.lengths.back().push_back(int(length));
+    std::copy_n(tokens.ids.begin() + int64_t(first[size_t(sequence)]), length,
+                windows.ids.end() - room);
+    room -= length;
+  }
+  return windows;
+}
+
+TokenWindows calibration_sequences(const TextSource& source, const CalibrationOptions& options,
+                                   const TokenFile& tokens) {
+  const auto available = int64_t(tokens.lengths.size());
+  if (available < options.nsamples) {
+    throw ConfigError(fmt::format(
+        "{}: too little calibration text: {} sequences, one a line, nsamples asks for {}; give "
+        "more text or fewer samples",
+        source.text.string(), available, options.nsamples));
+  }
+  return packed(tokens, chosen_windows(available, options), options.seqlen);
+}
+
 }  // namespace
+
+int64_t TokenWindows::num_sequences() const {
+  if (lengths.empty()) return count();
+  return std::accumulate(
+      lengths.begin(), lengths.end(), int64_t{0},
+      [](int64_t sum, const auto& of_window) { return sum + std::ssize(of_window); });
+}
+
+int64_t TokenWindows::num_tokens() const {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count(); ++i) sum += std::ssize(window(i));
+  return sum;
+}
+
+bool reads_sequences(const Architecture& architecture) {
+  return architecture.mask == AttentionMask::kBidirectional;
+}
+
+TokenWindows sequence_windows(const TextSource& source, int64_t seqlen,
+                              const Architecture& architecture) {
+  const TokenFile tokens = load_sequences(source, seqlen);
+  check_ids(tokens, architecture, source.text);
+  std::vector<int64_t> all(tokens.lengths.size());
+  std::iota(all.begin(), all.end(), 0);
+  return finished(packed(tokens, all, seqlen), source);
+}
 
 TokenWindows calibration_windows(const TextSource& source, const CalibrationOptions& options,
                                  const Architecture& architecture) {
+  const bool are_sequences = reads_sequences(architecture);
   const int64_t eos = architecture.eos_token_ids.empty() ? -1 : architecture.eos_token_ids[0];
   std::vector<std::string> mode;
   if (eos >= 0) mode = {"--join-token", std::to_string(eos)};
-  const TokenFile tokens = load(source, mode, fmt::format("joined-{}", eos));
+  const TokenFile tokens = are_sequences ? load_sequences(source, options.seqlen)
+                                         : load(source, mode, fmt::format("joined-{}", eos));
   check_ids(tokens, architecture, source.text);
+  if (!tokens.lengths.empty()) {
+    if (are_sequences) return finished(calibration_sequences(source, options, tokens), source);
+    throw ConfigError(fmt::format(
+        "{}: holds /lengths, sequences for an encoder; a {} model reads one stream, without them",
+        source.text.string(), architecture.family));
+  }
   check_seqlen(tokens, options.seqlen, "calibration.seqlen", source.text);
   const int64_t available = int64_t(tokens.ids.size()) / options.seqlen;
   if (available < options.nsamples) {

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Turns text into token ids with a Hugging Face tokenizer: HDF5 `/input_ids`, int32, [tokens].
+"""Turns text into token ids with a Hugging Face tokenizer: HDF5 `/input_ids`, int32, [tokens]; for
+sequences `/lengths` as well, int32, [sequences].
 
 The input is a .jsonl file (one JSON object with "text" a line, each a document; empty lines are
 skipped) or anything else, which is read as plain text: one document, its line ends read as LF. No
-special tokens are added; those spelled out in the text are recognised, as Hugging Face does.
+special tokens are added but to sequences; those spelled out in the text are recognised, as Hugging
+Face does.
 
   --join-token ID   for calibration: documents in file order with ID (end of sequence) between them
   --raw-stream      for evaluation: documents joined by an empty line, tokenised as one text
+  --sequences N     for encoders: each line (of a .jsonl, each document) is a sequence of its own,
+                    with the tokenizer's special tokens, cut so that there are at most N with them;
+                    empty lines are skipped
 
 Exit codes: 2 bad content or arguments (file and line are named), 3 a file is absent or unreadable.
 """
@@ -125,13 +130,29 @@ def stream_ids(tokenizer: Tokenizer, path: Path) -> list[int]:
     return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
+def sequence_ids(tokenizer: Tokenizer, path: Path, longest: int) -> Iterator[list[int]]:
+    """Yields the ids of each sequence."""
+    tokenizer.enable_truncation(longest)
+    texts = documents(path)
+    if path.suffix != ".jsonl":
+        texts = (line for line in next(texts).split("\n") if line.strip())
+    for batch in batches(texts):
+        for encoding in tokenizer.encode_batch_fast(batch):
+            if encoding.ids:  # a normaliser may leave nothing of a line
+                yield encoding.ids
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_tokens(
-    source: Path, output: Path, chunks: Iterator[list[int]], attributes: dict
+    source: Path,
+    output: Path,
+    chunks: Iterator[list[int]],
+    attributes: dict,
+    with_lengths: bool,
 ) -> int:
     """Writes durably under a temporary name, then renames. Returns the number of tokens."""
     if not output.parent.is_dir():
@@ -143,21 +164,27 @@ def write_tokens(
     # Contiguous HDF5 wants the size first, so the ids wait in an unnamed file beside it.
     with TemporaryFile(dir=output.parent) as spool:
         num_tokens = 0
+        lengths = []
         for ids in chunks:
             array("i", ids).tofile(spool)
             num_tokens += len(ids)
+            lengths.append(len(ids))
         if num_tokens == 0:
             raise TextError(f"{source}: no tokens: the text is empty")
         spool.seek(0)
         try:
-            fill_dataset(temporary, spool, num_tokens, attributes)
+            fill_dataset(
+                temporary, spool, num_tokens, attributes, lengths if with_lengths else None
+            )
             os.replace(temporary, output)
         finally:
             temporary.unlink(missing_ok=True)
     return num_tokens
 
 
-def fill_dataset(path: Path, spool, num_tokens: int, attributes: dict) -> None:
+def fill_dataset(
+    path: Path, spool, num_tokens: int, attributes: dict, lengths: list[int] | None
+) -> None:
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("input_ids", shape=(num_tokens,), dtype="<i4")
         for start in range(0, num_tokens, COPY_TOKENS):
@@ -167,6 +194,8 @@ def fill_dataset(path: Path, spool, num_tokens: int, attributes: dict) -> None:
             )
         for name, value in attributes.items():
             dataset.attrs[name] = value
+        if lengths is not None:
+            file.create_dataset("lengths", data=np.array(lengths, dtype=np.int32))
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -183,11 +212,19 @@ def run(args: argparse.Namespace) -> int:
         "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
         "text_sha256": file_sha256(args.input),
     }
-    if args.raw_stream:
+    if args.sequences is not None:
+        added = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if args.sequences <= added:
+            raise TextError(
+                f"--sequences {args.sequences}: the tokenizer adds {added} special tokens to each"
+            )
+        chunks = sequence_ids(tokenizer, args.input, args.sequences)
+    elif args.raw_stream:
         chunks = iter([stream_ids(tokenizer, args.input)])
     else:
         chunks = joined_ids(tokenizer, args.input, args.join_token)
-    return write_tokens(args.input, args.output, chunks, attributes)
+    with_lengths = args.sequences is not None
+    return write_tokens(args.input, args.output, chunks, attributes, with_lengths)
 
 
 def main() -> int:
@@ -207,6 +244,9 @@ def main() -> int:
     )
     mode.add_argument(
         "--raw-stream", action="store_true", help="one stream, no special tokens"
+    )
+    mode.add_argument(
+        "--sequences", type=int, metavar="N", help="one a line, of at most N tokens"
     )
     args = parser.parse_args()
     try:

@@ -17,14 +17,13 @@ namespace coppice {
 namespace {
 
 /// x_0 of the held-out windows, as the cache has them.
-at::Tensor held_out_embeddings(Boundaries& boundaries, double held_out_fraction) {
+MicroBatch held_out_embeddings(Boundaries& boundaries, double held_out_fraction) {
   const auto source = boundaries.source(entering(Stream::kDense, 0));
   const int count = num_held_out(held_out_fraction, source->num_windows());
   std::vector<int> windows(static_cast<size_t>(count));
   std::iota(windows.begin(), windows.end(), source->num_windows() - count);
   source->announce(windows);
-  const MicroBatch batch = source->read(windows);
-  return batch.hidden.view({count, batch.lengths.front(), batch.hidden.size(1)});
+  return source->read(windows);
 }
 
 }  // namespace
@@ -41,19 +40,23 @@ void HeldOutForward::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("held-out forward: the job has no variant");
   const at::NoGradGuard no_graph;
   SpanJob& span = job.span;
-  at::Tensor& held_out = job.variant->held_out;
   if (job.halves.first == 0) {
-    held_out = held_out_embeddings(span.boundaries, held_out_fraction_);
+    job.variant->held_out = held_out_embeddings(span.boundaries, held_out_fraction_);
   }
+  const std::vector<int>& lengths = job.variant->held_out.lengths;
+  at::Tensor& held_out = job.variant->held_out.hidden;  // [tokens, hidden]
   if (!held_out.defined()) throw std::logic_error("held-out forward: nothing was handed on");
   held_out = held_out.to(span.compute);
   for (int half = job.halves.first; half < job.halves.last; ++half) {
     const BlockWeights weights = converted(
         span.architecture, adapted_half(span, *job.variant, half), half_of(half), span.compute);
     at::Tensor next = at::empty_like(held_out);
-    for (int64_t window = 0; window < held_out.size(0); ++window) {
-      const MicroBatch x{held_out[window], {static_cast<int>(held_out.size(1))}};
-      next[window].copy_(forward_half(half, span.architecture, weights, span.rotary, x));
+    int64_t first = 0;
+    for (const int length : lengths) {
+      const MicroBatch x{held_out.narrow(0, first, length), {length}};
+      next.narrow(0, first, length)
+          .copy_(forward_half(half, span.architecture, weights, span.rotary, x));
+      first += length;
     }
     held_out = half_of(half) == Half::kMlp ? as_stored(span, next) : next;
   }

@@ -7,8 +7,8 @@ namespace coppice {
 
 /// Runs the span's adapted halves (as they will be written; dense where nothing was adapted) on
 /// Variant::held_out and puts what leaves them in its place; at the first block it starts from the
-/// embeddings. The windows are those that num_held_out() counts, the micro-batch is one. Throws
-/// NumericalError for hidden states that the model's dtype cannot hold.
+/// embeddings. The windows are those that num_held_out() counts, the micro-batch is one sequence.
+/// Throws NumericalError for hidden states that the model's dtype cannot hold.
 class HeldOutForward final : public Stage {
  public:
   explicit HeldOutForward(double held_out_fraction) : held_out_fraction_(held_out_fraction) {}

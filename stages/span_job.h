@@ -110,10 +110,10 @@ struct Variant {
   /// Memory that adapted tensors shall lie in, where the owner of the job has some: the shard that
   /// will be written. May be empty.
   std::map<std::string, at::Tensor> places;
-  /// The held-out windows as they leave the adapted prefix, [windows, seqlen, hidden] in the
-  /// model's dtype, where somebody judges the whole model by them (HeldOutForward). May be
+  /// The held-out windows as they leave the adapted prefix, end to end, hidden states rounded to
+  /// the model's dtype, where somebody judges the whole model by them (HeldOutForward). May be
   /// undefined.
-  at::Tensor held_out;
+  MicroBatch held_out;
   std::vector<WindowReport> windows;
   std::vector<LinearReport> linears;
   std::vector<std::string> trained;  // names of tensors whose kept values may have changed

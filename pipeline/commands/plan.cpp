@@ -1,11 +1,13 @@
 // coppice plan: what a run would take, from headers and a few seconds of measuring.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/run_arguments.h"
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/run_checks.h"
+#include "pipeline/scratch_directory.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes
 
 namespace coppice {
@@ -13,12 +15,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string headline(const SourceModel& model, const Recipe& recipe, const Device& device) {
+/// As many windows as there will be, for what is known without the text; sequences of their own
+/// lengths are counted.
+int64_t num_windows(const PruneRunOptions& options, const SourceModel& model) {
+  const CalibrationOptions& calibration = options.shared().calibration;
+  if (!reads_sequences(model.architecture)) return calibration.nsamples;
+  const fs::path directory = fs::temp_directory_path() / fmt::format("coppice-plan-{}", getpid());
+  const ScratchDirectory scratch(directory, "the temporary directory");
+  return calibration_windows({options.dataset, options.model, directory}, calibration,
+                             model.architecture)
+      .count();
+}
+
+std::string headline(const SourceModel& model, const PlanInputs& inputs, const Device& device) {
   return fmt::format("{} blocks of {}, {} of input; {} windows of {} tokens; {}, {}\n\n",
                      model.architecture.num_blocks, model.architecture.family,
-                     human_bytes(double(model.checkpoint.total_bytes())),
-                     recipe.calibration.nsamples, recipe.calibration.seqlen, device.name(),
-                     device.description());
+                     human_bytes(double(model.checkpoint.total_bytes())), inputs.windows,
+                     inputs.seqlen, device.name(), device.description());
 }
 
 }  // namespace
@@ -44,7 +57,7 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   const fs::path here = fs::current_path();
   const OutputDirectory output(options.output.empty() ? here : options.output, model);
   const fs::path scratch = options.work.empty() ? here : options.work;
-  PlanInputs inputs = plan_inputs(model, job, spans, shared.calibration.nsamples, machine, output,
+  PlanInputs inputs = plan_inputs(model, job, spans, num_windows(options, model), machine, output,
                                   scratch, all_work(model.architecture, job));
   RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
   measure_rates(model, machine, scratch, inputs);
@@ -52,7 +65,7 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   if (given->as_json) {
     fmt::print("{}\n", plan_json(plan, inputs).dump(2));
   } else {
-    fmt::print("{}{}", headline(model, shared, machine.device()), plan_text(plan, inputs));
+    fmt::print("{}{}", headline(model, inputs, machine.device()), plan_text(plan, inputs));
   }
   return 0;
 }

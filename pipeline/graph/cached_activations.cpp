@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <numeric>
 #include <semaphore>
 #include <stdexcept>
 
@@ -22,6 +23,10 @@ namespace {
 constexpr uint64_t kNewFileBytes = 4096;  // and the little more that is asked for anyway
 
 bool is_inside_a_block(Boundary boundary) { return boundary.half % 2 == 1; }
+
+int64_t total(const std::vector<int>& lengths) {
+  return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+}
 
 std::string name_of(Boundary boundary, int window) {
   return to_string(boundary) + " window " + std::to_string(window);
@@ -79,8 +84,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
 
   void write(int window, const at::Tensor& hidden) override {
     const ActivationShape& shape = owner_.options_.shape;
-    auto raw = std::make_shared<std::vector<std::byte>>(shape.chunk_bytes());
-    at::from_blob(raw->data(), {shape.seqlen, shape.hidden},
+    auto raw = std::make_shared<std::vector<std::byte>>(shape.chunk_bytes());  // zeros
+    at::from_blob(raw->data(), {hidden.size(0), shape.hidden},
                   at::TensorOptions().dtype(scalar_type(shape.dtype)))
         .copy_(hidden);
     if (!owner_.behind_->free.try_acquire()) {
@@ -226,15 +231,21 @@ class CachedBoundaries::Source final : public ActivationSource {
   MicroBatch read(std::span<const int> windows) override {
     const ActivationShape& shape = owner_.options_.shape;
     MicroBatch batch;
+    for (const int window : windows) {
+      const std::vector<int> lengths = lengths_of(window);
+      batch.lengths.insert(batch.lengths.end(), lengths.begin(), lengths.end());
+    }
     batch.hidden = at::empty(
-        {int64_t(windows.size()) * shape.seqlen, shape.hidden},
+        {total(batch.lengths), shape.hidden},
         at::TensorOptions().dtype(owner_.options_.compute).device(owner_.options_.device));
-    for (size_t i = 0; i < windows.size(); ++i) {
-      Slot& slot = wait_for(windows[i]);
-      const at::Tensor raw = at::from_blob(slot.raw.data(), {shape.seqlen, shape.hidden},
+    int64_t first_token = 0;
+    for (const int window : windows) {
+      Slot& slot = wait_for(window);
+      const int64_t tokens = total(lengths_of(window));
+      const at::Tensor raw = at::from_blob(slot.raw.data(), {tokens, shape.hidden},
                                            at::TensorOptions().dtype(scalar_type(shape.dtype)));
-      batch.hidden.narrow(0, int64_t(i) * shape.seqlen, shape.seqlen).copy_(raw);
-      batch.lengths.push_back(int(shape.seqlen));
+      batch.hidden.narrow(0, first_token, tokens).copy_(raw);
+      first_token += tokens;
       std::lock_guard lock(state_->mutex);
       slot.phase = Phase::kFree;
       fetch_ahead();
@@ -260,6 +271,12 @@ class CachedBoundaries::Source final : public ActivationSource {
     std::unique_ptr<ActivationCacheReader> reader;
     std::deque<Slot> slots;  // a deque: references stay valid when one is added
   };
+
+  std::vector<int> lengths_of(int window) const {
+    const CacheOptions& options = owner_.options_;
+    if (options.lengths.empty()) return {int(options.shape.seqlen)};
+    return options.lengths.at(size_t(window));
+  }
 
   void open_file(Boundary boundary, const ActivationShape& shape) {
     owner_.hdf5_.run([&] {

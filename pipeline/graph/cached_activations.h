@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "pipeline/graph/serial_executor.h"
 #include "pipeline/graph/workers.h"
@@ -22,7 +23,10 @@ namespace coppice {
 
 struct CacheOptions {
   std::filesystem::path directory;
-  ActivationShape shape;   // of every boundary
+  ActivationShape shape;  // of every boundary
+  /// By window: of the sequences that lie in it end to end, zeros behind them; empty: one each,
+  /// which fills it.
+  std::vector<std::vector<int>> lengths = {};
   at::ScalarType compute;  // sources convert to it
   at::Device device = at::kCPU;
   int windows_ahead = 4;   // per source, decoded in memory

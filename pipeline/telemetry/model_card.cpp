@@ -68,6 +68,17 @@ constexpr const char* kCutOut =
     "states the new sizes, and "
     "stock software loads it like the dense one.\n\n";
 
+std::string calibration_text(const json& calibration) {
+  const auto samples = calibration.at("nsamples").get<int64_t>();
+  const auto seqlen = calibration.at("seqlen").get<int64_t>();
+  const auto tokens = calibration.at("tokens").get<int64_t>();
+  if (tokens == samples * seqlen) {
+    return fmt::format("Calibration: {} windows of {} tokens.\n\n", samples, seqlen);
+  }
+  return fmt::format("Calibration: {} sequences of at most {} tokens, {} tokens together.\n\n",
+                     samples, seqlen, tokens);
+}
+
 std::string made_by(const json& report) {
   return fmt::format("Made by coppice {} with\n\n```\n{}\n```\n\n",
                      report.at("version").get<std::string>(),
@@ -98,9 +109,7 @@ std::string model_card(const json& report, const std::string& base_card) {
   if (const json& model = report.at("model"); model.contains("note")) {
     card += fmt::format("Of {}: {}.\n\n", base, model.at("note").get<std::string>());
   }
-  card += fmt::format("Calibration: {} windows of {} tokens.\n\n",
-                      report.at("calibration").at("nsamples").get<int>(),
-                      report.at("calibration").at("seqlen").get<int>());
+  card += calibration_text(report.at("calibration"));
   card += made_by(report);
   card +=
       "`recipe.yaml` holds every setting and seed, `coppice_report.json` what was done to each "

@@ -20,8 +20,8 @@ TEST(HeldOutLoss, IsTheMeanNextTokenLossOfEachModelInChunks) {
   for (int64_t i = 0; i < kWindows * kSeqlen; ++i) tokens.ids.push_back(int32_t(i * 7 % kVocab));
   const Architecture architecture = testing::tiny_llama();
   const at::Tensor head = at::randn({kVocab, kHidden});
-  const std::vector<at::Tensor> hidden = {at::randn({2, kSeqlen, kHidden}),
-                                          at::randn({2, kSeqlen, kHidden})};
+  const std::vector<at::Tensor> hidden = {at::randn({2 * kSeqlen, kHidden}),
+                                          at::randn({2 * kSeqlen, kHidden})};
   FinalWeights before;
   before.norm.gain = at::randn({kHidden});
   HeldOutLoss loss(tokens, 2, hidden.size(), at::kCPU);
@@ -32,7 +32,10 @@ TEST(HeldOutLoss, IsTheMeanNextTokenLossOfEachModelInChunks) {
     double sum = 0;
     for (int64_t window = 0; window < 2; ++window) {
       const at::Tensor log_p = at::log_softmax(
-          at::linear(head_input(architecture, before, hidden[model][window]), head), 1);
+          at::linear(
+              head_input(architecture, before, hidden[model].narrow(0, window * kSeqlen, kSeqlen)),
+              head),
+          1);
       for (int64_t i = 0; i + 1 < kSeqlen; ++i) {
         sum -= log_p[i][tokens.window(2 + window)[size_t(i + 1)]].item<double>();
       }

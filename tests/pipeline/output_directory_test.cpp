@@ -51,7 +51,7 @@ class Output {
         device_(make_device({.device = "cpu"})) {}
 
   FileRecord write_block(int block, const Variant& variant = {}) {
-    const TokenWindows tokens{{0}, 1, "", ""};
+    const TokenWindows tokens{.ids = {0}, .seqlen = 1, .dataset_sha256 = "", .xxh3_128 = ""};
     const ModelSpans spans(model, tokens);
     GraphSpan span;
     plan_span(span, spans, spans.span_of_block(block));

@@ -150,6 +150,77 @@ TEST_F(TokenWindowsTest, SeedAloneDrawsNothing) {
   EXPECT_THAT(calibration(tokens(counting(100))).window(0), ElementsAre(0, 1, 2, 3));
 }
 
+// ---- sequences of an encoder ----
+
+class TokenSequencesTest : public TokenWindowsTest {
+ protected:
+  TokenSequencesTest() { architecture_.mask = AttentionMask::kBidirectional; }
+
+  TextSource sequences(const std::vector<int32_t>& lengths) {
+    const int32_t sum = std::accumulate(lengths.begin(), lengths.end(), 0);
+    write_token_file(dir_ / "tokens.h5", {counting(sum), 0, lengths});
+    return {dir_ / "tokens.h5", dir_ / "model", dir_ / "work"};
+  }
+};
+
+TEST_F(TokenSequencesTest, LieEndToEndUntilTheNextDoesNotFit) {
+  options_.nsamples = 5;
+  const TokenWindows windows = calibration(sequences({1, 2, 2, 1, 4, 3}));
+  ASSERT_EQ(windows.count(), 3);
+  EXPECT_THAT(windows.ids, ElementsAre(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 9));
+  EXPECT_THAT(windows.lengths_of(0), ElementsAre(1, 2));
+  EXPECT_THAT(windows.lengths_of(2), ElementsAre(4));
+  EXPECT_THAT(windows.window(1), ElementsAre(3, 4, 5));
+  EXPECT_EQ(windows.num_sequences(), 5);
+  EXPECT_EQ(windows.num_tokens(), 10);
+}
+
+TEST_F(TokenSequencesTest, AreCutWhereAWindowEnds) {
+  const TokenWindows windows = calibration(sequences({7, 2}));
+  EXPECT_THAT(windows.window(0), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(windows.window(1), ElementsAre(7, 8));
+}
+
+TEST_F(TokenSequencesTest, AreDrawnOneByOne) {
+  options_.sample_windows = true;
+  options_.nsamples = 9;  // of 9: every one
+  const TokenWindows windows = calibration(sequences({1, 1, 1, 1, 1, 1, 1, 1, 1}));
+  EXPECT_NE(windows.ids, calibration(sequences({9})).ids);
+  std::set<int32_t> drawn;
+  for (int64_t i = 0; i < windows.count(); ++i) {
+    drawn.insert(windows.window(i).begin(), windows.window(i).end());
+  }
+  EXPECT_EQ(drawn.size(), 9u);
+}
+
+TEST_F(TokenSequencesTest, TooFewAreCounted) {
+  options_.nsamples = 4;
+  const TextSource source = sequences({1, 2, 2});
+  EXPECT_THAT([&] { calibration(source); },
+              ThrowsMessage<ConfigError>(
+                  AllOf(HasSubstr("tokens.h5"), HasSubstr("3 sequences, one a line, nsamples asks "
+                                                          "for 4"))));
+}
+
+TEST_F(TokenSequencesTest, OtherBordersAreAnotherFingerprint) {
+  EXPECT_NE(calibration(sequences({1, 3})).xxh3_128, calibration(sequences({2, 2})).xxh3_128);
+}
+
+TEST_F(TokenSequencesTest, AStreamIsCutAsADecodersIs) {
+  const TokenWindows windows = calibration(tokens(counting(11)));
+  EXPECT_EQ(windows.count(), 2);
+  EXPECT_THAT(windows.lengths_of(1), ElementsAre(4));
+}
+
+TEST_F(TokenSequencesTest, AreNothingForADecoder) {
+  const TextSource source = sequences({4, 4});
+  architecture_.mask = AttentionMask::kCausal;
+  architecture_.family = "llama";
+  EXPECT_THAT([&] { calibration(source); },
+              ThrowsMessage<ConfigError>(
+                  AllOf(HasSubstr("holds /lengths"), HasSubstr("a llama model reads one stream"))));
+}
+
 // ---- hashes ----
 
 TEST_F(TokenWindowsTest, FingerprintIsOfTheTokensAlone) {
@@ -224,6 +295,17 @@ class TokenWindowsOfText : public TokenWindowsTest {
     return lines;
   }
 };
+
+TEST_F(TokenWindowsOfText, AnEncodersLinesAreSequencesOfAtMostAWindow) {
+  architecture_.mask = AttentionMask::kBidirectional;
+  write_token_file(dir_ / "prepared.h5", {counting(8), 0, {3, 1, 4}});
+  EXPECT_EQ(calibration(text()).num_sequences(), 2);
+  EXPECT_THAT(calls().back(), HasSubstr("--sequences 4"));
+  const TokenWindows all =
+      sequence_windows(text(), 5, architecture_);  // another length, tokens anew
+  EXPECT_EQ(all.num_sequences(), 3);
+  EXPECT_THAT(calls().back(), HasSubstr("--sequences 5"));
+}
 
 TEST_F(TokenWindowsOfText, WindowsAreOfWhatTheTokenizerMade) {
   EXPECT_EQ(calibration(text()).ids, counting(8));

@@ -22,10 +22,12 @@ constexpr Boundary kBoundary{Stream::kDense, 4}, kInsideABlock{Stream::kDense, 5
 class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
  protected:
   std::unique_ptr<CachedBoundaries> boundaries(int ahead = 2, int64_t targets_in_ram = 0,
-                                               int64_t inputs_in_ram = 0) {
+                                               int64_t inputs_in_ram = 0,
+                                               std::vector<std::vector<int>> lengths = {}) {
     CacheOptions options;
     options.directory = dir_.path();
     options.shape = {kWindows, kSeqlen, kHidden, GetParam()};
+    options.lengths = std::move(lengths);
     options.compute = at::kFloat;
     options.windows_ahead = ahead;
     options.windows_behind = 2;
@@ -99,6 +101,29 @@ TEST_P(CachedActivationsTest, BatchLaysItsWindowsEndToEnd) {
   EXPECT_THAT(batch.lengths, ElementsAre(kSeqlen, kSeqlen));
   EXPECT_TRUE(batch.hidden.narrow(0, 0, kSeqlen).equal(content(6)));
   EXPECT_TRUE(batch.hidden.narrow(0, kSeqlen, kSeqlen).equal(content(2)));
+}
+
+TEST_P(CachedActivationsTest, WindowsOfSequencesComeBackWithoutWhatFillsThem) {
+  const auto cache = boundaries(2, 0, /*inputs_in_ram=*/4,
+                                {{2, 1}, {5}, {1}, {3}, {1, 1, 1}, {4}, {5}, {2}, {2, 2}});
+  const auto filled = [](int window, int64_t tokens) {
+    return content(window).narrow(0, 0, tokens);
+  };
+  {
+    const auto sink = cache->sink(kBoundary);
+    const std::vector<int64_t> tokens = {3, 5, 1, 3, 3, 4, 5, 2, 4};
+    for (int window = 0; window < kWindows; ++window) {
+      sink->write(window, filled(window, tokens[size_t(window)]));
+    }
+  }
+  const auto source = cache->source(kBoundary);
+  const std::vector<int> windows = {8, 0, 2};  // from the file, and from memory
+  const MicroBatch batch = source->read(windows);
+  EXPECT_THAT(batch.lengths, ElementsAre(2, 2, 2, 1, 1));
+  ASSERT_EQ(batch.hidden.size(0), 8);
+  EXPECT_TRUE(batch.hidden.narrow(0, 0, 4).equal(filled(8, 4)));
+  EXPECT_TRUE(batch.hidden.narrow(0, 4, 3).equal(filled(0, 3)));
+  EXPECT_TRUE(batch.hidden.narrow(0, 7, 1).equal(filled(2, 1)));
 }
 
 TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {

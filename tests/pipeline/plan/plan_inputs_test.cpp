@@ -40,7 +40,7 @@ class PlanInputsTest : public ::testing::Test {
   testing::TempDir dir_;
   Recipe recipe_;
   std::optional<SourceModel> model_;
-  TokenWindows tokens_{{0}, 1, "", ""};
+  TokenWindows tokens_{.ids = {0}, .seqlen = 1, .dataset_sha256 = "", .xxh3_128 = ""};
   std::optional<Machine> machine_;
 };
 

@@ -50,6 +50,44 @@ std::string corruption_in(const std::filesystem::path& path) {
   return "no CorruptionError";
 }
 
+TEST(TokenFile, SequencesComeBackWithTheirLengths) {
+  const testing::TempDir dir;
+  write_token_file(dir / "tokens.h5", {{5, 6, 7, 8, 9, 10}, 0, {2, 1, 3}});
+  const TokenFile found = read_token_file(dir / "tokens.h5");
+  EXPECT_THAT(found.ids, ElementsAre(5, 6, 7, 8, 9, 10));
+  EXPECT_THAT(found.lengths, ElementsAre(2, 1, 3));
+}
+
+TEST(TokenFile, LengthsThatAreNotThoseOfTheIdsAreRefused) {
+  const testing::TempDir dir;
+  const auto with_lengths = [&](const std::vector<int32_t>& lengths, std::vector<hsize_t> dims) {
+    Hdf5StagedFile file(dir / "tokens.h5");
+    const Hdf5Calls& hdf5 = file.calls();
+    const std::vector<int32_t> ids = {5, 6, 7, 8};
+    const auto put = [&](const char* name, const std::vector<hsize_t>& shape, const auto& values) {
+      const Hdf5Handle space = hdf5.make_space(shape);
+      Hdf5Handle dataset = hdf5.own(H5Dcreate2(file.id(), name, H5T_STD_I32LE, space.get(),
+                                               H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+                                    H5Dclose, name);
+      hdf5.check(
+          H5Dwrite(dataset.get(), H5T_NATIVE_INT32, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()),
+          name);
+      dataset.close();
+    };
+    put("input_ids", {4}, ids);
+    put("lengths", dims, lengths);
+    file.publish();
+    return corruption_in(dir / "tokens.h5");
+  };
+  EXPECT_THAT(with_lengths({1, 2}, {2}), HasSubstr("sum to the 4 ids"));
+  EXPECT_THAT(with_lengths({1, 2}, {2}), HasSubstr("found a sum of 3"));
+  EXPECT_THAT(with_lengths({4, 0}, {2}), HasSubstr("found 0 as length 1"));
+  EXPECT_THAT(with_lengths({1, 3}, {1, 2}), HasSubstr("/lengths of [sequences]"));
+  EXPECT_EQ(with_lengths({1, 3}, {2}), "no CorruptionError");
+  EXPECT_THROW(write_token_file(dir / "short.h5", {{5, 6}, 0, {1}}), std::invalid_argument);
+  EXPECT_THROW(write_token_file(dir / "rows.h5", {{5, 6}, 2, {2}}), std::invalid_argument);
+}
+
 TEST(TokenFile, AStreamComesBack) {
   const testing::TempDir dir;
   TokenFile tokens;
@@ -104,9 +142,9 @@ TEST(TokenFile, AnIdBeyondInt32IsNamedWithItsPlace) {
   write_foreign<int64_t>(dir / "below.h5", "/input_ids", H5T_NATIVE_INT64, {1},
                          {-(int64_t{1} << 31) - 1});
   write_foreign<uint64_t>(dir / "huge.h5", "/input_ids", H5T_NATIVE_UINT64, {1}, {~uint64_t{0}});
-  EXPECT_THAT(corruption_in(dir / "above.h5"), HasSubstr("found 2147483648 as id 2"));
-  EXPECT_THAT(corruption_in(dir / "below.h5"), HasSubstr("found -2147483649 as id 0"));
-  EXPECT_THAT(corruption_in(dir / "huge.h5"), HasSubstr("as id 0"));
+  EXPECT_THAT(corruption_in(dir / "above.h5"), HasSubstr("found 2147483648 as number 2"));
+  EXPECT_THAT(corruption_in(dir / "below.h5"), HasSubstr("found -2147483649 as number 0"));
+  EXPECT_THAT(corruption_in(dir / "huge.h5"), HasSubstr("as number 0"));
 }
 
 TEST(TokenFile, WhatIsNoTableOfIntegersIsRefused) {
