@@ -15,11 +15,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// As many windows as there will be, for what is known without the text; sequences of their own
-/// lengths are counted.
+/// As many windows as there will be, which is known without the text; sequences of their own
+/// lengths are counted, unless no text is given: then each is taken for one.
 int64_t num_windows(const PruneRunOptions& options, const SourceModel& model) {
   const CalibrationOptions& calibration = options.shared().calibration;
-  if (!reads_sequences(model.architecture)) return calibration.nsamples;
+  if (!reads_sequences(model.architecture) || options.dataset.empty()) return calibration.nsamples;
   const fs::path directory = fs::temp_directory_path() / fmt::format("coppice-plan-{}", getpid());
   const ScratchDirectory scratch(directory, "the temporary directory");
   return calibration_windows({options.dataset, options.model, directory}, calibration,

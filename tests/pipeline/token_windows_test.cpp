@@ -284,7 +284,7 @@ class TokenWindowsOfText : public TokenWindowsTest {
     std::filesystem::permissions(dir_ / "python", std::filesystem::perms::owner_all);
     setenv("COPPICE_PYTHON", (dir_ / "python").c_str(), 1);
   }
-  ~TokenWindowsOfText() override { unsetenv("COPPICE_PYTHON"); }
+  void TearDown() override { unsetenv("COPPICE_PYTHON"); }
 
   void write_text(const std::string& text) { std::ofstream(dir_ / "text.txt") << text; }
   TextSource text() { return {dir_ / "text.txt", dir_ / "model", dir_ / "work"}; }
