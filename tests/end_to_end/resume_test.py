@@ -32,11 +32,11 @@ class Resume(ProgramTest):
 
     def check_kills(self, rounds, **keys):
         tag = "".join(str(value) for value in keys.values())
-        self.coppice(*self.arguments(f"undisturbed{tag}", **keys))
+        seconds = self.coppice(*self.arguments(f"undisturbed{tag}", **keys)).seconds
         golden = shards(self.dir / f"undisturbed{tag}")
         arguments = lambda output, resume: self.arguments(output, resume=resume, **keys)
         # A resumed run reports only the blocks it does.
-        for output in self.continued_after_kills(arguments, rounds, [0, 1], 0.5, f"killed{tag}"):
+        for output in self.continued_after_kills(arguments, rounds, seconds, f"killed{tag}"):
             self.assertEqual(shards(self.dir / output), golden)
             self.assertEqual(list((self.dir / output).glob("*.tmp")), [])
             masks = self.dir / f"undisturbed{tag}" / "masks"

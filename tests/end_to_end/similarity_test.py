@@ -166,11 +166,11 @@ class Similarity(ProgramTest):
             run = self.run_arguments(self.encoder, self.text, self.dir / output, **keys)
             return ["sweep", *run[1:], "--vary", "prune-method=wanda_sp,flap", *more]
 
-        self.coppice(*arguments("whole", False))
+        seconds = self.coppice(*arguments("whole", False)).seconds
         whole = {path.name: shards(path) for path in (self.dir / "whole").iterdir() if path.is_dir()}
         self.assertEqual(len(whole), 2)
         losses = self.held_out_losses("whole")
-        for output in self.continued_after_kills(arguments, rounds=2, lines=[0, 1, 2], seconds=0.4):
+        for output in self.continued_after_kills(arguments, rounds=2, seconds=seconds):
             for name, files in whole.items():
                 self.assertEqual(shards(self.dir / output / name), files)
             self.assertEqual(self.held_out_losses(output), losses)

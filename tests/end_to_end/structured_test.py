@@ -178,8 +178,8 @@ class Structured(FamilyTest):
                 model, dataset, self.dir / output, resume=resume, **keys
             )
 
-        self.coppice(*arguments("undisturbed", False))
-        for output in self.continued_after_kills(arguments, 3, (0, 1, 2, 3), 0.1):
+        seconds = self.coppice(*arguments("undisturbed", False)).seconds
+        for output in self.continued_after_kills(arguments, 3, seconds):
             self.assertEqual(
                 tensors(self.dir / output), tensors(self.dir / "undisturbed")
             )

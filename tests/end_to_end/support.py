@@ -28,7 +28,11 @@ class ProgramTest(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
 
     def coppice(self, *arguments, expect=0, **kwargs):
-        """Runs the program and checks its exit code; returns the finished process."""
+        """Runs the program and checks its exit code; returns the finished process.
+
+        `seconds` of what it returns says how long that took.
+        """
+        start = time.monotonic()
         done = subprocess.run(
             [PROGRAM, *map(str, arguments)],
             capture_output=True,
@@ -37,6 +41,7 @@ class ProgramTest(unittest.TestCase):
             timeout=280,
             **kwargs,
         )
+        done.seconds = time.monotonic() - start
         self.assertEqual(
             done.returncode, expect, f"{arguments}\n{done.stdout}\n{done.stderr}"
         )
@@ -72,11 +77,11 @@ class ProgramTest(unittest.TestCase):
         process.communicate()
         return process.returncode == -signal.SIGKILL
 
-    def continued_after_kills(self, arguments, rounds, lines, seconds, name="killed"):
+    def continued_after_kills(self, arguments, rounds, seconds, name="killed"):
         """Of every round the name of an output that was killed three times, continued and finished.
 
-        arguments(output, resume) starts or continues it; killed after one of `lines` of progress
-        and at most so many seconds more.
+        arguments(output, resume) starts or continues it; `seconds` is what it takes undisturbed:
+        each kill comes at a moment drawn from most of that.
         """
         seed = random.randrange(10**6)
         print(f"seed {seed}")
@@ -84,10 +89,9 @@ class ProgramTest(unittest.TestCase):
         kills = 0
         for round_number in range(rounds):
             output, resume = f"{name}{round_number}", False
-            for count in draw.choices(lines, k=3):
-                kills += self.kill_after(
-                    arguments(output, resume), count, draw.uniform(0, seconds)
-                )
+            for _ in range(3):
+                moment = draw.uniform(0, 0.8 * seconds)
+                kills += self.kill_after(arguments(output, resume), 0, moment)
                 resume = True
             self.coppice(*arguments(output, resume))
             yield output

@@ -132,10 +132,10 @@ class Sweep(SweepTest):
 
     def test_killed_at_any_moment_continues_to_the_same_table_and_bytes(self):
         grid = ("prune-method=wanda,magnitude", "window=half-block,block")
-        self.coppice(*self.arguments("undisturbed", grid, epochs=6))
+        seconds = self.coppice(*self.arguments("undisturbed", grid, epochs=6)).seconds
         golden = self.rows("undisturbed")
         arguments = lambda output, resume: self.arguments(output, grid, epochs=6, resume=resume)
-        for output in self.continued_after_kills(arguments, 3, [0, 2, 5], 0.4):
+        for output in self.continued_after_kills(arguments, 3, seconds):
             for row, expected in zip(self.rows(output), golden, strict=True):
                 self.assertEqual(row["held_out_loss"], expected["held_out_loss"])
                 self.assertEqual(row["best"], expected["best"])
@@ -209,9 +209,9 @@ class Survey(SweepTest):
 
     def test_killed_in_the_survey_continues_to_the_same_bytes(self):
         keys = {"command": "run", "allocation": "owl", "lr": "auto", "epochs": 4}
-        self.coppice(*self.arguments("undisturbed", **keys))
+        seconds = self.coppice(*self.arguments("undisturbed", **keys)).seconds
         arguments = lambda output, resume: self.arguments(output, resume=resume, **keys)
-        for output in self.continued_after_kills(arguments, 3, [0, 1, 3], 0.3):
+        for output in self.continued_after_kills(arguments, 3, seconds):
             self.assertEqual(shards(self.dir / output), shards(self.dir / "undisturbed"))
 
     def test_what_a_survey_cannot_close_is_refused(self):

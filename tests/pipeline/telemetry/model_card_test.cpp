@@ -19,7 +19,7 @@ json report() {
   return {{"version", "0.1.0"},
           {"command", "coppice run --model dense -o out"},
           {"model", {{"path", "models/dense"}}},
-          {"calibration", {{"nsamples", 128}, {"seqlen", 512}}},
+          {"calibration", {{"nsamples", 128}, {"seqlen", 512}, {"tokens", 65536}}},
           {"recipe",
            {{"prune", {{"method", "wanda"}, {"sparsity_type", "2:4"}}},
             {"reconstruct", {{"window", "half-block"}, {"solver", "adamw"}}}}},
@@ -95,6 +95,13 @@ json retrained_report(const char* kept, const char* fallback) {
             {"tokens_seen", 4096},
             {"validation_pruned", 3.5},
             {"validation_retrained", 3.25}}}};
+}
+
+TEST(ModelCard, CountsTheTokensOfSequencesThatAreShorterThanAWindow) {
+  json sentences = report();
+  sentences["calibration"] = {{"nsamples", 256}, {"seqlen", 128}, {"tokens", 3481}};
+  EXPECT_THAT(model_card(sentences, ""),
+              HasSubstr("Calibration: 256 sequences of at most 128 tokens, 3481 tokens together."));
 }
 
 TEST(RetrainedCard, TellsTheZerosAndWhatTrainingBrought) {
