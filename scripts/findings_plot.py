@@ -65,7 +65,7 @@ def panel_a(axes: Axes, rows: list[Row]) -> None:
             continue
         tokens = tables.find(rows, "a", name)[0].tokens
         axes.errorbar(
-            seconds.mean, value.mean, yerr=reach(value), color=colour, marker=marker, capsize=3,
+            seconds, value.mean, yerr=reach(value), color=colour, marker=marker, capsize=3,
             linestyle="", label=f"{name.partition(',')[0]}, {tokens:,} tokens",
         )  # fmt: skip
     if axes.containers:
