@@ -28,8 +28,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
-// Raised whenever the same recipe would give other bytes than before.
-constexpr int kNumericsVersion = 3;
+// Raised whenever the same recipe would give other bytes, or other records, than before.
+constexpr int kNumericsVersion = 4;
 
 // Of the memory planned: what one stage freed in small pieces the next cannot use in large ones,
 // and giving pages back at once would have every stage touch new ones.

@@ -228,7 +228,7 @@ void prune_linear(const PruneOptions& options, const SpanJob& span, const Target
   at::Tensor& pruned = variant.room_for(target.tensor, weight);
   write_masked(decision, pruned);
   variant.linears.push_back({target.tensor, std::string(method_name(decision.method)),
-                             pattern_name(options.pattern), share_of_zeros(pruned),
+                             pattern_name(options.pattern), share_of_zeros(pruned), pruned.numel(),
                              decision.fallback});
   if (decision.method == PruneMethod::kSparseGpt) {
     require_finite(target.tensor + " after the sweep", pruned);

@@ -109,7 +109,8 @@ class UnitsAtWork {
     const at::Tensor mask = kept.expand(weight.sizes()).contiguous();
     write_kept(tensor, weight, mask, keep_, variant_);
     variant_.linears.push_back({tensor, std::string(method_name(method_)), name_of(units.kind),
-                                share_of_zeros(variant_.adapted.at(tensor)), fallback_});
+                                share_of_zeros(variant_.adapted.at(tensor)), weight.numel(),
+                                fallback_});
     if (options_.export_masks) variant_.bitmasks[tensor] = pack_bitmask(mask);
   }
 

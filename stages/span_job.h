@@ -88,7 +88,8 @@ struct LinearReport {
   std::string name;  // full tensor name
   std::string method;
   std::string pattern;
-  double sparsity = 0;   // zeros / elements, counted
+  double sparsity = 0;   // zeros / weights, counted
+  int64_t weights = 0;   // elements of the tensor
   std::string fallback;  // empty, or why the method is not the one that was asked for
 };
 

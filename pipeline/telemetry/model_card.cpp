@@ -4,6 +4,8 @@
 
 #include <sstream>
 
+#include "pipeline/telemetry/zeros.h"
+
 namespace coppice {
 namespace {
 
@@ -37,21 +39,10 @@ std::string pattern_text(const json& prune) {
   return has_units ? "whole neurons and heads" : prune.at("sparsity_type").get<std::string>();
 }
 
-struct Zeroed {
-  int matrices = 0;
-  double mean_share = 0;
-};
-
-Zeroed zeroed(const json& report) {
-  Zeroed zeroed;
-  for (const json& block : report.at("blocks")) {
-    for (const json& linear : block.at("linears")) {
-      zeroed.mean_share += linear.at("sparsity").get<double>();
-      ++zeroed.matrices;
-    }
-  }
-  if (zeroed.matrices > 0) zeroed.mean_share /= zeroed.matrices;
-  return zeroed;
+Zeros zeros_of(const json& report) {
+  Zeros zeros;
+  for (const json& block : report.at("blocks")) zeros.add(block);
+  return zeros;
 }
 
 std::string front_matter(const std::string& base_card, const std::string& base) {
@@ -91,13 +82,13 @@ std::string model_card(const json& report, const std::string& base_card) {
   const json& prune = report.at("recipe").at("prune");
   const json& reconstruct = report.at("recipe").at("reconstruct");
   const std::string base = report.at("model").at("path");
-  const Zeroed zeroed = coppice::zeroed(report);
+  const Zeros zeros = zeros_of(report);
   std::string card = front_matter(base_card, base);
   card += fmt::format("# {}, pruned\n\n", base);
   card += fmt::format(
       "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are exactly zero ({} "
       "{}). Embeddings, norms and the head are not pruned. Reconstruction: {}.\n\n",
-      100 * zeroed.mean_share, zeroed.matrices, prune.at("method").get<std::string>(),
+      100 * zeros.share(), zeros.matrices, prune.at("method").get<std::string>(),
       pattern_text(prune),
       reconstruct.at("window") == "none"
           ? "none"

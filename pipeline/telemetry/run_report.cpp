@@ -4,7 +4,8 @@
 
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/progress.h"  // human_seconds
-#include "storage/io/file.h"              // sha256_file
+#include "pipeline/telemetry/zeros.h"
+#include "storage/io/file.h"  // sha256_file
 
 namespace coppice {
 
@@ -60,6 +61,7 @@ json block_report(int block, const std::string& prefix, const Variant& variant) 
     linears.push_back({{"name", linear.name},
                        {"method", linear.method},
                        {"sparsity", linear.sparsity},
+                       {"weights", linear.weights},
                        {"pattern", linear.pattern},
                        {"fallback", linear.fallback}});
   }
@@ -153,10 +155,10 @@ std::string layers_csv(const std::map<int, json>& blocks) {
 // "block 7/30: 50.0 % zeros; held-out loss attention 0.0123 → 0.0045, mlp …; 8.1 s"
 std::string block_line(const json& report, int num_blocks) {
   std::string line = fmt::format("block {}/{}", report.at("block").get<int>() + 1, num_blocks);
-  double zeros = 0, seconds = 0;
-  for (const json& linear : report.at("linears")) zeros += linear.at("sparsity").get<double>();
-  const size_t count = report.at("linears").size();
-  if (count > 0) line += fmt::format(": {:.1f} % zeros", 100 * zeros / double(count));
+  double seconds = 0;
+  Zeros zeros;
+  zeros.add(report);
+  if (zeros.matrices > 0) line += fmt::format(": {:.1f} % zeros", 100 * zeros.share());
   for (const json& window : report.at("windows")) {
     line += fmt::format("; {} held-out loss {:.3g} -> {:.3g}", window.at("name").get<std::string>(),
                         window.at("validation_pruned").get<double>(),

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "pipeline/telemetry/progress.h"  // human_seconds
+#include "pipeline/telemetry/zeros.h"
 
 namespace coppice {
 namespace {
@@ -13,13 +14,11 @@ using nlohmann::json;
 
 /// What the blocks of a report add up to.
 json sums_of(const json& blocks) {
-  double zeros = 0, pruned = 0, reconstructed = 0, seconds = 0;
-  size_t linears = 0, windows = 0;
+  Zeros zeros;
+  double pruned = 0, reconstructed = 0, seconds = 0;
+  size_t windows = 0;
   for (const json& block : blocks) {
-    for (const json& linear : block.at("linears")) {
-      zeros += linear.at("sparsity").get<double>();
-      ++linears;
-    }
+    zeros.add(block);
     for (const json& window : block.at("windows")) {
       pruned += window.at("validation_pruned").get<double>();
       reconstructed += window.at("validation_reconstructed").get<double>();
@@ -28,7 +27,7 @@ json sums_of(const json& blocks) {
     }
   }
   const auto known = [&](double value) { return windows > 0 ? json(value) : json(); };
-  return {{"sparsity", linears > 0 ? zeros / double(linears) : 0.0},
+  return {{"sparsity", zeros.share()},
           {"held_out_pruned", known(pruned)},
           {"held_out_reconstructed", known(reconstructed)},
           {"held_out_ratio", pruned > 0 ? known(reconstructed / pruned) : json()},

@@ -13,7 +13,9 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-json linear(double sparsity) { return {{"name", "q"}, {"sparsity", sparsity}}; }
+json linear(double sparsity, int weights = 100) {
+  return {{"name", "q"}, {"sparsity", sparsity}, {"weights", weights}};
+}
 
 json report() {
   return {{"version", "0.1.0"},
@@ -62,6 +64,12 @@ TEST(ModelCard, TextOfTheBaseCardIsNoFrontMatter) {
 TEST(ModelCard, SaysWhatWasZeroedAndHow) {
   EXPECT_THAT(model_card(report(), ""),
               AllOf(HasSubstr("\n50.0 % of the weights"), HasSubstr("exactly zero (wanda 2:4)")));
+}
+
+TEST(ModelCard, CountsWeightsAndNotLinears) {
+  json unequal = report();
+  unequal["blocks"] = {{{"linears", {linear(0.25, 300), linear(1, 100)}}}};
+  EXPECT_THAT(model_card(unequal, ""), HasSubstr("\n43.8 % of the weights"));
 }
 
 TEST(ModelCard, SaysInWhichWindowsWeightsWereAdapted) {

@@ -30,8 +30,8 @@ Variant two_linears_one_window(int block = 0) {
   Variant variant;
   variant.windows = {attention_window()};
   variant.windows[0].halves = {2 * block, 2 * block + 1};
-  variant.linears = {{"q.weight", "wanda", "unstructured", 0.5},
-                     {"o.weight", "wanda", "2:4", 0.25, "too flat"}};
+  variant.linears = {{"q.weight", "wanda", "unstructured", 0.5, 300},
+                     {"o.weight", "wanda", "2:4", 0.25, 100, "too flat"}};
   variant.trained = {"q.weight", "o.weight"};
   return variant;
 }
@@ -44,9 +44,9 @@ TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
     "windows": [{"name": "attention", "loss_pruned": 4.0, "loss_reconstructed": 2.0,
                  "validation_pruned": 5.0, "validation_fitted": 4.5,
                  "validation_reconstructed": 3.0, "kept": "adamw", "steps": 60, "ridge": 0.0, "lr": 0.0005, "retries": 1, "fallback": "", "seconds": 1.5}],
-    "linears": [{"name": "q.weight", "method": "wanda", "sparsity": 0.5,
+    "linears": [{"name": "q.weight", "method": "wanda", "sparsity": 0.5, "weights": 300,
                  "pattern": "unstructured", "fallback": ""},
-                {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "pattern": "2:4",
+                {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "weights": 100, "pattern": "2:4",
                  "fallback": "too flat"}],
     "trained": ["q.weight", "o.weight"]})"));
 }
@@ -138,9 +138,9 @@ TEST(RunReport, RecipeKeepsNumbersFactsAndWords) {
 
 // ---- for people ----
 
-TEST(RunReport, LineOfABlockCountsFromOneAndGivesTheMeanOfItsLinears) {
+TEST(RunReport, LineOfABlockCountsFromOneAndGivesTheShareOfItsWeights) {
   EXPECT_EQ(block_line(block_report(6, "", two_linears_one_window(6)), 30),
-            "block 7/30: 37.5 % zeros; attention held-out loss 5 -> 3; 1.5 s");
+            "block 7/30: 43.8 % zeros; attention held-out loss 5 -> 3; 1.5 s");
 }
 
 TEST(RunReport, LineOfABlockSaysWherePrunedWeightsStayed) {
@@ -154,7 +154,7 @@ TEST(RunReport, LineOfABlockSaysWherePrunedWeightsStayed) {
 TEST(RunReport, LineOfAPrunedBlockHasNoLossAndNoTime) {
   Variant variant = two_linears_one_window();
   variant.windows.clear();
-  EXPECT_EQ(block_line(block_report(0, "", variant), 2), "block 1/2: 37.5 % zeros");
+  EXPECT_EQ(block_line(block_report(0, "", variant), 2), "block 1/2: 43.8 % zeros");
 }
 
 TEST(RunReport, LineOfABlockWithoutTargetsIsItsNumber) {
@@ -163,7 +163,7 @@ TEST(RunReport, LineOfABlockWithoutTargetsIsItsNumber) {
 
 TEST(RunReport, LayersAreALineALinearInTheOrderOfTheBlocks) {
   Variant one;
-  one.linears = {{"k.weight", "magnitude", "unstructured", 0.125}};
+  one.linears = {{"k.weight", "magnitude", "unstructured", 0.125, 8}};
   const std::map<int, json> blocks = {{10, block_report(10, "", one)},
                                       {2, block_report(2, "", two_linears_one_window(2))}};
   EXPECT_EQ(layers_csv(blocks),

@@ -16,7 +16,7 @@ json block(double sparsity, double pruned, double reconstructed) {
                        {"validation_reconstructed", reconstructed},
                        {"seconds", 1.5}});
   }
-  return {{"linears", {{{"sparsity", sparsity}}}}, {"windows", windows}};
+  return {{"linears", {{{"sparsity", sparsity}, {"weights", 64}}}}, {"windows", windows}};
 }
 
 json table() {
