@@ -72,17 +72,43 @@ void check_comparison(const PruneOptions& prune) {
   }
 }
 
+/// Whether units have one budget or two, and whether their results have one shape.
+void check_unit_budget(const PruneOptions& prune, bool has_own_shares) {
+  const bool is_uniform = prune.allocation == Allocation::kUniform;
+  if (prune.unit_sparsity > 0 && has_own_shares) {
+    throw ConfigError(
+        "prune.unit_sparsity: one budget for neurons and heads together; leave it out, or "
+        "ffn_sparsity and head_sparsity");
+  }
+  if (prune.unit_sparsity > 0 && is_uniform) {
+    throw ConfigError(
+        "prune.unit_sparsity: which neurons and heads go for it is decided over the whole model; "
+        "set prune.allocation to measured or global");
+  }
+  if (!is_uniform && prune.unit_sparsity == 0 && !has_own_shares) {
+    throw ConfigError(
+        "prune.allocation: how much is to be spread? prune.unit_sparsity, or ffn_sparsity and "
+        "head_sparsity, say it");
+  }
+  if (!is_uniform && prune.is_sliced) {
+    throw ConfigError(
+        "prune.structured_output: sliced: blocks that keep different numbers of neurons and heads "
+        "have no one shape; write them masked, or set prune.allocation to uniform");
+  }
+}
+
 /// What only methods that remove units read, and what they do not.
 void check_units(Recipe& recipe, Stated ridge) {
   const PruneOptions& prune = recipe.prune;
   const PruneOptions defaults;  // what a written recipe states of them
   ReconstructOptions& reconstruct = recipe.reconstruct;
-  const bool has_shares = prune.ffn_sparsity > 0 || prune.head_sparsity > 0;
+  const bool has_own_shares = prune.ffn_sparsity > 0 || prune.head_sparsity > 0;
+  const bool has_shares = has_own_shares || prune.unit_sparsity > 0;
   if (!removes_units(prune.method)) {
     if (has_shares) {
       throw ConfigError(
-          "prune.ffn_sparsity, prune.head_sparsity: of methods that remove neurons and heads; "
-          "choose one of them (wanda_sp, say), or leave these out");
+          "prune.ffn_sparsity, prune.head_sparsity, prune.unit_sparsity: of methods that remove "
+          "neurons and heads; choose one of them (wanda_sp, say), or leave these out");
     }
     if (prune.is_sliced) {
       throw ConfigError(
@@ -101,12 +127,13 @@ void check_units(Recipe& recipe, Stated ridge) {
         "prune.method: removes neurons and heads: how many? prune.ffn_sparsity and "
         "prune.head_sparsity say it");
   }
+  check_unit_budget(prune, has_own_shares);
   if (prune.sparsity != defaults.sparsity || !prune.block_sparsities.empty() ||
       !prune.pattern.is_unstructured() || prune.comparison != Comparison::kAuto ||
-      prune.allocation != Allocation::kUniform) {
+      prune.allocation == Allocation::kOwl) {
     throw ConfigError(
         "prune.method: removes neurons and heads: leave out sparsity, sparsity_type, "
-        "block_sparsities, comparison and allocation; ffn_sparsity, head_sparsity and sparsity_map "
+        "block_sparsities, comparison and owl; ffn_sparsity, head_sparsity and sparsity_map "
         "say how many");
   }
   if (reconstruct.window.kind == WindowKind::kMatrix) {
@@ -125,9 +152,15 @@ void check_units(Recipe& recipe, Stated ridge) {
 void check_allocation(const Recipe& recipe) {
   const PruneOptions& prune = recipe.prune;
   if (prune.allocation == Allocation::kUniform) return;
-  const auto refuse = [](const std::string& why) {
-    throw ConfigError("prune.allocation: owl: " + why);
+  const bool is_owl = prune.allocation == Allocation::kOwl;
+  const auto refuse = [&](const std::string& why) {
+    const char* name = is_owl ? "owl" : removes_units(prune.method) ? "global" : "global, measured";
+    throw ConfigError(fmt::format("prune.allocation: {}: {}", name, why));
   };
+  if (!is_owl && !removes_units(prune.method)) {
+    refuse("spreads neurons and heads; for single weights owl does it");
+  }
+  if (prune.allocation == Allocation::kMeasured) return;  // by a sweep of its own
   if (!prune.block_sparsities.empty()) refuse("decides the blocks' sparsities; leave them out");
   if (!prune.masks.empty()) refuse("masks that are given decide what is pruned; leave one out");
   if (!prune.pattern.is_unstructured()) {
@@ -137,6 +170,7 @@ void check_allocation(const Recipe& recipe) {
   if (recipe.reconstruct.propagation != Propagation::kDense) {
     refuse("measures the dense model before the run; it wants reconstruct.propagation dense");
   }
+  if (!is_owl) return;
   const double most = 2 * prune.owl_lambda;
   if (prune.sparsity - most < 0 || prune.sparsity + most >= 1) {
     refuse(

@@ -51,8 +51,8 @@ std::vector<RecipeKey> prune_keys() {
       with_flag(
           make_key("prune", "method",
                    "how weights are scored: random, magnitude, wanda, ria or sparsegpt; given: "
-                   "--masks decides; random_sp, magnitude_sp, wanda_sp and flap remove neurons and "
-                   "heads",
+                   "--masks decides; random_sp, magnitude_sp, wanda_sp, flap and snip remove "
+                   "neurons and heads; similarity removes layers",
                    one_of<PruneMethod>({{"random", PruneMethod::kRandom},
                                         {"magnitude", PruneMethod::kMagnitude},
                                         {"wanda", PruneMethod::kWanda},
@@ -62,8 +62,9 @@ std::vector<RecipeKey> prune_keys() {
                                         {"random_sp", PruneMethod::kRandomSp},
                                         {"magnitude_sp", PruneMethod::kMagnitudeSp},
                                         {"wanda_sp", PruneMethod::kWandaSp},
-                                        {"flap", PruneMethod::kFlap}},
-                                       {"snip"}),
+                                        {"flap", PruneMethod::kFlap},
+                                        {"snip", PruneMethod::kSnip},
+                                        {"similarity", PruneMethod::kSimilarity}}),
                    &Recipe::prune, &PruneOptions::method),
           "--prune-method"),
       make_key("prune", "sparsity",
@@ -77,9 +78,14 @@ std::vector<RecipeKey> prune_keys() {
                        "matches",
                        sparsity_rules(), &Recipe::prune, &PruneOptions::sparsity_map)),
       make_key("prune", "allocation",
-               "how sparsity is spread over the blocks: uniform, or owl (blocks with more outliers "
-               "keep more; a dense pass before the run measures them)",
-               one_of<Allocation>({{"uniform", Allocation::kUniform}, {"owl", Allocation::kOwl}}),
+               "how sparsity is spread over the blocks: uniform; owl (blocks with more outliers "
+               "keep more; a dense pass before the run measures them); of methods that remove "
+               "units: global (scores are ranked over the whole model), or measured (trials of "
+               "every half-block before the run tell what the model misses)",
+               one_of<Allocation>({{"uniform", Allocation::kUniform},
+                                   {"owl", Allocation::kOwl},
+                                   {"global", Allocation::kGlobal},
+                                   {"measured", Allocation::kMeasured}}),
                &Recipe::prune, &PruneOptions::allocation),
       make_key("prune", "owl_m", "of owl: an outlier's score is above so many times the mean",
                real_number([](double x) { return x > 1; }, "greater than 1"), &Recipe::prune,
@@ -109,6 +115,20 @@ std::vector<RecipeKey> prune_keys() {
       make_key("prune", "head_sparsity",
                "of methods that remove units: fraction of the query heads of each block",
                fraction(), &Recipe::prune, &PruneOptions::head_sparsity),
+      make_key("prune", "unit_sparsity",
+               "of allocation global and measured: fraction of the parameters of all neurons and "
+               "heads together, instead of ffn_sparsity and head_sparsity",
+               fraction(), &Recipe::prune, &PruneOptions::unit_sparsity),
+      make_key("prune", "layer_sparsity", "of similarity: fraction of the layers that go",
+               fraction(), &Recipe::prune, &PruneOptions::layer_sparsity),
+      make_key("prune", "layer_units",
+               "of similarity: what a layer is: blocks, sublayers (attention or MLP), attention, "
+               "or mlp",
+               one_of<LayerUnits>({{"blocks", LayerUnits::kBlocks},
+                                   {"sublayers", LayerUnits::kSublayers},
+                                   {"attention", LayerUnits::kAttention},
+                                   {"mlp", LayerUnits::kMlp}}),
+               &Recipe::prune, &PruneOptions::layer_units),
       make_key(
           "prune", "head_units",
           "which heads go together: query (any), balanced (as many of each key-value head), or "

@@ -79,11 +79,7 @@ void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
                          context_.machine.device()));
   }
   if (!judges_ || what.first_block == 0) return;
-  if (held_out_.empty()) {  // an earlier process came this far
-    for (auto& [name, tensor] : read_tensors(held_out_path(2 * what.first_block))) {
-      held_out_.push_back(tensor.to(context_.machine.device().where()));
-    }
-  }
+  if (held_out_.empty()) read_held_out(2 * what.first_block);  // an earlier process came this far
   variant.held_out = {held_out_[recipe], {}};
   for (int window = first_held_out(); window < int(context_.tokens.count()); ++window) {
     const std::vector<int> lengths = context_.tokens.lengths_of(window);
@@ -95,13 +91,7 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
   const ModelSpan& what = work_of(span).span;
   const Device& device = context_.machine.device();
   const OutputDirectory& directory = outputs_[recipe].directory;
-  if (judges_) {
-    const HeldOutForward forward(recipes_[recipe].reconstruct.validation_fraction);
-    WindowJob job{*work_of(span).job, work_of(span).job->halves, &variant};
-    run_stage(forward, job);
-    held_out_.resize(recipes_.size());
-    held_out_[recipe] = variant.held_out.hidden;
-  }
+  if (judges_) carry_held_out(span, recipe, variant);
   std::vector<Adapted> blocks;
   for (int block = what.first_block; block < what.last_block; ++block) {
     Adapted& adapted = blocks.emplace_back();
@@ -119,8 +109,37 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
   std::move(blocks.begin(), blocks.end(), std::back_inserter(all));
 }
 
+// Of equal windows one is kept, so that models which differ nowhere so far are known again.
+void PrunePass::read_held_out(int half) {
+  for (auto& [name, saved] : read_tensors(held_out_path(half))) {
+    const at::Tensor tensor = saved.to(context_.machine.device().where());
+    const auto same = std::find_if(held_out_.begin(), held_out_.end(),
+                                   [&](const at::Tensor& known) { return known.equal(tensor); });
+    held_out_.push_back(same != held_out_.end() ? *same : tensor);
+  }
+}
+
+void PrunePass::carry_held_out(GraphSpan& span, size_t recipe, Variant& variant) {
+  held_out_.resize(recipes_.size());
+  const at::Tensor entered = variant.held_out.hidden;  // undefined: the embeddings
+  const bool is_dense = variant.adapted.empty();
+  const auto same = std::find_if(carried_.begin(), carried_.end(), [&](const auto& carried) {
+    return carried.first.is_same(entered);
+  });
+  if (is_dense && same != carried_.end()) {
+    held_out_[recipe] = same->second;
+    return;
+  }
+  const HeldOutForward forward(recipes_[recipe].reconstruct.validation_fraction);
+  WindowJob job{*work_of(span).job, work_of(span).job->halves, &variant};
+  run_stage(forward, job);
+  held_out_[recipe] = variant.held_out.hidden;
+  if (is_dense) carried_.emplace_back(entered, held_out_[recipe]);
+}
+
 void PrunePass::leave(GraphSpan&, SpanJob& job) {
   if (!judges_) return;
+  carried_.clear();
   std::map<std::string, at::Tensor> tensors;
   for (size_t recipe = 0; recipe < recipes_.size(); ++recipe) {  // by name in the order of recipes
     tensors[fmt::format("{:06}", recipe)] = held_out_[recipe].to(at::kFloat);
@@ -145,9 +164,7 @@ void PrunePass::behind(GraphSpan& span) {
   const Device& device = context_.machine.device();
   if (!loss_) {
     if (held_out_.empty()) {
-      for (auto& [name, tensor] : read_tensors(held_out_path(2 * int(architecture.num_blocks)))) {
-        held_out_.push_back(tensor.to(device.where()));
-      }
+      read_held_out(2 * int(architecture.num_blocks));
     }
     held_out_.push_back(dense_held_out());
     loss_ = std::make_unique<HeldOutLoss>(context_.tokens, first_held_out(), held_out_.size(),
@@ -232,8 +249,10 @@ void PrunePass::record(GraphSpan& span) {
       context_.state.record_block(block.recipe, block.block, block.files, block.report);
     });
     const std::string& name = outputs_[block.recipe].name;
-    context_.progress.done((name.empty() ? "" : name + ": ") +
-                           block_line(block.report, int(context_.model.architecture.num_blocks)));
+    const std::string line = block_line(block.report, int(context_.model.architecture.num_blocks));
+    const bool is_untouched =
+        block.report.at("linears").empty();  // of many recipes that is no news
+    context_.progress.done(name.empty() ? line : is_untouched ? "" : name + ": " + line);
   }
   if (judges_) fs::remove(held_out_path(2 * what.first_block));
 }

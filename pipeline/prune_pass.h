@@ -56,6 +56,8 @@ class PrunePass final : public BlockPass {
   std::filesystem::path held_out_path(int half) const;
   int first_held_out() const;
   at::Tensor dense_held_out();
+  void read_held_out(int half);
+  void carry_held_out(GraphSpan& span, size_t recipe, Variant& variant);
   void record_judged(const char* metric, double dense, const std::vector<double>& losses);
   std::vector<FileRecord> write_block(const Adapted& block, const std::string& span);
 
@@ -66,6 +68,9 @@ class PrunePass final : public BlockPass {
   std::mutex adapted_mutex_;
   // The rest is of the device's thread.
   std::vector<at::Tensor> held_out_;  // by recipe, behind the last span; at the end the dense one
+  /// What the span's dense weights made of held-out windows, by what entered: models that differ
+  /// nowhere so far share one.
+  std::vector<std::pair<at::Tensor, at::Tensor>> carried_;
   std::unique_ptr<HeldOutLoss> loss_;
 };
 

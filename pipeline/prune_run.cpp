@@ -19,6 +19,7 @@
 #include "pipeline/telemetry/sweep_table.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
+#include "pipeline/unit_trials_run.h"
 #include "stages/units/slice.h"
 
 namespace coppice {
@@ -29,7 +30,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 // Raised whenever the same recipe would give other bytes, or other records, than before.
-constexpr int kNumericsVersion = 4;
+constexpr int kNumericsVersion = 5;
 
 // Of the memory planned: what one stage freed in small pieces the next cannot use in large ones,
 // and giving pages back at once would have every stage touch new ones.
@@ -188,7 +189,7 @@ bool PruneRun::survey(PassContext& context) {
     if (!SurveyPass(context, recipes, outputs_.front().directory).run()) return false;
     if (InterruptGuard::requested()) return false;  // in its last span
   }
-  recipes_ = close_recipes(recipes, state_->surveys());
+  recipes_ = close_recipes(recipes, state_->surveys(), model_.architecture);
   return true;
 }
 
@@ -270,7 +271,10 @@ json PruneRun::report_head(size_t recipe) const {
                  {"seqlen", tokens_.seqlen},
                  {"tokens", tokens_.num_tokens()},
                  {"dataset_sha256", tokens_.dataset_sha256}}}};
-  const json& found = recipes_[recipe].found;
+  json found = recipes_[recipe].found;
+  if (!options_.measured.empty() && !options_.measured[recipe].is_null()) {
+    found["allocation"] = options_.measured[recipe];
+  }
   if (!found.is_null()) head["survey"] = found;
   if (options_.sweep) {
     head["sweep"] = {{"name", outputs_[recipe].name},
@@ -380,6 +384,16 @@ void check_sweep(const std::vector<NamedRecipe>& recipes) {
   }
 }
 
-RunResult prune_run(const PruneRunOptions& options) { return PruneRun(options).execute(); }
+RunResult prune_run(const PruneRunOptions& options) {
+  const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
+  if (!trials) return PruneRun(options).execute();
+  check_output_directory(options.output, options.work);  // not in the morning
+  const RunResult measured = PruneRun(trials->options).execute();
+  const bool is_interrupted =
+      measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();
+  if (is_interrupted) return {RunOutcome::kInterrupted, {}};
+  const PruneRunOptions closed = closed_by_trials(options, *trials);
+  return PruneRun(closed).execute();
+}
 
 }  // namespace coppice

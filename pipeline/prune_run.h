@@ -38,7 +38,8 @@ struct PruneRunOptions {
   std::optional<SweepOptions> sweep;
   Resume resume = Resume::kNo;
   Verbosity verbosity = Verbosity::kNormal;
-  std::string command;  // as typed, for the report
+  std::vector<nlohmann::json> measured;  // by recipe, what trials before the run found, if any
+  std::string command;                   // as typed, for the report
   std::string resume_command;
 
   /// Calibration and resources of all of them.
@@ -62,6 +63,7 @@ struct RunResult {
 };
 
 /// Runs to the end, or until `SIGTERM`/`SIGINT`: then the block at work is finished and stored.
+/// Where an allocation is to be measured, a sweep of trials runs first (see unit_trials_run.h).
 /// Throws any of the program's errors; nothing that looks finished is left behind.
 RunResult prune_run(const PruneRunOptions& options);
 

@@ -27,10 +27,12 @@ Boundary boundary_of(const json& payload) {
 }
 
 // Tokens may be there before a run starts: they are kept when a run is refused for another reason.
+// So may trials, which are a run of their own and are resumed as one.
 bool holds_more_than_tokens(const fs::path& directory) {
   if (!fs::exists(directory)) return false;
   for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
-    if (entry.path().filename() != "tokens") return true;
+    const fs::path name = entry.path().filename();
+    if (name != "tokens" && name != kTrialsDirectory) return true;
   }
   return false;
 }

@@ -18,8 +18,11 @@ namespace coppice {
 
 enum class Resume { kNo, kYes };
 
-/// Throws ConfigError unless `work_directory` is absent, empty (but for tokens), or holds a run
-/// that shall be resumed; the message names `resume_command`.
+/// Below a work directory: that of the trials which a run is preceded by.
+inline constexpr char kTrialsDirectory[] = "trials";
+
+/// Throws ConfigError unless `work_directory` is absent, empty (but for tokens and trials), or
+/// holds a run that shall be resumed; the message names `resume_command`.
 void require_resumable(const std::filesystem::path& work_directory, Resume resume,
                        const std::string& resume_command);
 

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "configs/errors.h"
+#include "pipeline/unit_allocation.h"
 #include "stages/allocation.h"
 
 namespace coppice {
@@ -58,12 +59,26 @@ json close_allocation(size_t index, const std::map<int, json>& surveys, Recipe& 
   return {{"outlier_ratios", ratios}, {"block_sparsities", recipe.prune.block_sparsities}};
 }
 
+json close_units(size_t index, const std::map<int, json>& surveys, const Architecture& architecture,
+                 Recipe& recipe) {
+  std::map<std::string, std::vector<double>> scores;  // by consumer
+  for (const auto& [block, found] : surveys) {
+    for (const auto& [consumer, of_steps] : found.at("unit_scores").at(index).items()) {
+      scores[consumer] = of_steps.get<std::vector<double>>();
+    }
+  }
+  return allocate_by_scores(architecture, scores, recipe);
+}
+
 }  // namespace
 
 bool wants_outliers(const Recipe& recipe) { return recipe.prune.allocation == Allocation::kOwl; }
+bool wants_scores(const Recipe& recipe) { return recipe.prune.allocation == Allocation::kGlobal; }
 bool wants_rate(const Recipe& recipe) { return recipe.reconstruct.lr == 0; }
 
-bool is_open(const Recipe& recipe) { return wants_outliers(recipe) || wants_rate(recipe); }
+bool is_open(const Recipe& recipe) {
+  return wants_outliers(recipe) || wants_scores(recipe) || wants_rate(recipe);
+}
 
 const std::vector<double>& tried_rates() {
   static const std::vector<double> kRates = {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3};
@@ -76,7 +91,8 @@ std::vector<int> trial_blocks(int num_blocks) {
 }
 
 std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
-                                          const std::map<int, json>& surveys) {
+                                          const std::map<int, json>& surveys,
+                                          const Architecture& architecture) {
   std::vector<SurveyedRecipe> closed;
   closed.reserve(recipes.size());
   for (size_t index = 0; index < recipes.size(); ++index) {
@@ -86,6 +102,9 @@ std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
     }
     if (wants_outliers(recipes[index])) {
       result.found["allocation"] = close_allocation(index, surveys, result.recipe);
+    }
+    if (wants_scores(recipes[index])) {
+      result.found["allocation"] = close_units(index, surveys, architecture, result.recipe);
     }
   }
   return closed;

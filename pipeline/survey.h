@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "configs/recipe.h"
+#include "stages/model/architecture.h"
 
 namespace coppice {
 
 bool wants_outliers(const Recipe& recipe);  // `allocation: owl`
+bool wants_scores(const Recipe& recipe);    // `allocation: global`
 bool wants_rate(const Recipe& recipe);      // `lr: auto`
 /// Whether the recipe wants a survey.
 bool is_open(const Recipe& recipe);
@@ -30,6 +32,7 @@ struct SurveyedRecipe {
 /// the trials' windows of (held-out loss / that of the pruned weights); of equal ones the smaller.
 /// Pure function.
 std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
-                                          const std::map<int, nlohmann::json>& surveys);
+                                          const std::map<int, nlohmann::json>& surveys,
+                                          const Architecture& architecture);
 
 }  // namespace coppice

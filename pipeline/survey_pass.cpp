@@ -7,6 +7,8 @@
 
 #include "stages/allocation.h"
 #include "stages/calibrate.h"
+#include "stages/units/targeted_units.h"
+#include "stages/units/unit_scores.h"
 
 namespace coppice {
 namespace {
@@ -22,8 +24,16 @@ std::vector<SurveyPass::Trial> trials_of(const std::vector<Recipe>& recipes) {
   return trials;
 }
 
-/// What the pass adapts, a recipe a trial; and, where outliers are counted, one that only makes the
-/// dense forward of trial blocks gather what they are counted with.
+bool wants_sums(const Recipe& recipe) {
+  return wants_scores(recipe) && recipe.prune.method == PruneMethod::kFlap;
+}
+
+bool wants_statistics(const Recipe& recipe) {
+  return wants_outliers(recipe) || wants_scores(recipe);
+}
+
+/// What the pass adapts, a recipe a trial; and, where weights or units are scored, one that only
+/// makes the dense forward of trial blocks gather what they are scored with.
 std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
   std::vector<Recipe> all;
   for (const auto& [recipe, lr] : trials_of(recipes)) {
@@ -31,10 +41,11 @@ std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
     trial.reconstruct.lr = lr;
     trial.prune.export_masks = false;
   }
-  if (std::none_of(recipes.begin(), recipes.end(), wants_outliers)) return all;
-  Recipe& norms = all.emplace_back(recipes.front());
-  norms.prune.method = PruneMethod::kWanda;
-  norms.reconstruct.window = {WindowKind::kNone};
+  if (std::none_of(recipes.begin(), recipes.end(), wants_statistics)) return all;
+  Recipe& scored = all.emplace_back(recipes.front());
+  const bool has_sums = std::any_of(recipes.begin(), recipes.end(), wants_sums);
+  scored.prune.method = has_sums ? PruneMethod::kFlap : PruneMethod::kWanda;
+  scored.reconstruct.window = {WindowKind::kNone};
   return all;
 }
 
@@ -57,9 +68,11 @@ SurveyPass::SurveyPass(PassContext& context, const std::vector<Recipe>& recipes,
       open_recipes_(recipes),
       trials_(trials_of(recipes)),
       layout_(layout) {
-  if (std::any_of(recipes.begin(), recipes.end(), wants_outliers)) {
-    outlier_statistics_ = std::make_unique<Calibrate>(Calibrate::Options{
-        .statistics = Calibrate::Statistics::kSquares, .convert = context.plan.settings.convert});
+  if (std::any_of(recipes.begin(), recipes.end(), wants_statistics)) {
+    score_statistics_ = std::make_unique<Calibrate>(
+        Calibrate::Options{.statistics = Calibrate::Statistics::kSquares,
+                           .wants_sums = std::any_of(recipes.begin(), recipes.end(), wants_sums),
+                           .convert = context.plan.settings.convert});
   }
 }
 
@@ -82,7 +95,7 @@ int SurveyPass::num_steps(const ModelSpan&) const { return 1; }
 
 const Stage* SurveyPass::dense_stage(const ModelSpan& span) const {
   const Stage* trials = BlockPass::dense_stage(span);
-  return outlier_statistics_ && !is_to_adapt(span) ? outlier_statistics_.get() : trials;
+  return score_statistics_ && !is_to_adapt(span) ? score_statistics_.get() : trials;
 }
 
 std::vector<Variant> SurveyPass::variants_of(GraphSpan& span) {
@@ -109,6 +122,23 @@ void SurveyPass::end(GraphSpan&, size_t recipe, Variant& variant) {
                     {"log_errors", log_errors(variant.windows)}});
 }
 
+json SurveyPass::unit_scores(const SpanJob& job) const {
+  json scores = json::array();
+  for (const Recipe& recipe : open_recipes_) {
+    json of_recipe = json::object();
+    for (int half = job.halves.first; wants_scores(recipe) && half < job.halves.last; ++half) {
+      for (const auto& [units, share] : targeted_units(job.architecture, half, recipe.prune)) {
+        if (share <= 0) continue;
+        const at::Tensor of_units = score_units(job, half, units, recipe.prune, {}).scores;
+        of_recipe[in_block(job.architecture, half / 2, units.consumer->name)] =
+            step_scores(of_units, units, recipe.prune.head_units);
+      }
+    }
+    scores.push_back(of_recipe);
+  }
+  return scores;
+}
+
 void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
   json ratios = json::array();
   for (const Recipe& recipe : open_recipes_) {
@@ -120,8 +150,10 @@ void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
     }
     ratios.push_back(of_recipe);
   }
+  const json scores = unit_scores(job);
   std::lock_guard lock(found_mutex_);
-  found_[work_of(span).span.first_block] = {{"outlier_ratios", ratios}, {"trials", tried_}};
+  found_[work_of(span).span.first_block] = {
+      {"outlier_ratios", ratios}, {"unit_scores", scores}, {"trials", tried_}};
   tried_ = json::array();
 }
 

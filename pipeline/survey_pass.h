@@ -1,4 +1,4 @@
-// The pass before the run: outliers of every block, rates tried on some.
+// The pass before the run: outliers and scores of every block, rates tried on some.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -13,8 +13,9 @@ namespace coppice {
 /// Adapts the windows of the trial blocks once a rate and forgets the result; everywhere else only
 /// the dense forward runs. Sparsities of trials are the recipe's own, owl or not. Records a
 /// `survey` of every span under its first block:
-/// {"outlier_ratios": by recipe, by block of the span (null: nothing is targeted there), "trials":
-/// [{recipe, lr, log_errors}], one a window.
+/// {"outlier_ratios": by recipe, by block of the span (null: nothing is targeted there),
+/// "unit_scores": by recipe, {consumer: step_scores()} of the span, "trials": [{recipe, lr,
+/// log_errors}], one a window.
 class SurveyPass final : public BlockPass {
  public:
   /// One trial: which of the run's recipes, with which rate.
@@ -42,11 +43,12 @@ class SurveyPass final : public BlockPass {
 
  private:
   bool has_trials(int first_block, int last_block) const;
+  nlohmann::json unit_scores(const SpanJob& job) const;
 
   const std::vector<Recipe> open_recipes_;
   std::vector<Trial> trials_;  // by index of the pass's recipes
   const OutputDirectory& layout_;
-  std::unique_ptr<Stage> outlier_statistics_;  // null: nobody asks
+  std::unique_ptr<Stage> score_statistics_;  // null: nobody asks
   nlohmann::json tried_ = nlohmann::json::array();
   std::map<int, nlohmann::json> found_;  // by first block; the device's thread puts
   std::mutex found_mutex_;

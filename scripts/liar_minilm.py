@@ -33,6 +33,7 @@ from measuring_steps import (
     write_atomically,
 )
 
+UNIFORM = "uniform"
 RATE_RATIO, RATE_CRITERION = 0.5, "wanda_sp"  # the rate is chosen here, for all
 BEST_CRITERIA = ("flap", "wanda_sp")  # of the candidates for the best
 SEQUENTIAL = ("mixed",)  # statistics as the pruned prefix makes them
@@ -52,6 +53,7 @@ class Setup:
     seqlen: int
     ratios: tuple[float, ...]
     criteria: tuple[str, ...]
+    allocations: tuple[str, ...]
     rates: tuple[float, ...]
     epochs: tuple[int, ...]  # the first in the tables
     batch_size: int
@@ -70,6 +72,17 @@ class Setup:
         }
 
 
+@dataclass(frozen=True)
+class Share:
+    """What is removed: of every block the same share, or of the model."""
+
+    ratio: float
+    allocation: str
+
+    def __str__(self) -> str:
+        return f"{self.ratio:g}" if self.allocation == UNIFORM else f"{self.ratio:g}.{self.allocation}"
+
+
 class Experiment(LiarSteps):
     """A sweep over criteria and ways of reconstruction a ratio; then candidates for the best."""
 
@@ -84,21 +97,24 @@ class Experiment(LiarSteps):
         setup = self.setup
         measured = Measured(Row(0, 0, "", "dense", **self.dense_quality(setup.model)))
         for nsamples, ratio in itertools.product(setup.nsamples, setup.ratios):
-            rows = self.swept_rows(nsamples, ratio, KINDS, setup.criteria, setup.epochs[0])
-            candidates = self.candidates(nsamples, ratio)
+            rows, candidates = [], []
+            for allocation in setup.allocations:
+                share = Share(ratio, allocation)
+                rows += self.swept_rows(nsamples, share, KINDS, setup.criteria, setup.epochs[0])
+                candidates += self.candidates(nsamples, share)
             trained = [row for row in rows if row.reconstruction == TRAINED]
             max([*trained, *candidates], key=lambda row: row.dev_fidelity).best = 1
             measured.rows += rows
             measured.candidates += candidates
         return measured
 
-    def candidates(self, nsamples: int, ratio: float) -> list[Row]:
+    def candidates(self, nsamples: int, share: Share) -> list[Row]:
         """For the best: trained longer, or with sequential statistics, or both."""
         rows = []
         for epochs in self.setup.epochs[1:]:
-            rows += self.swept_rows(nsamples, ratio, (TRAINED,), BEST_CRITERIA, epochs)
+            rows += self.swept_rows(nsamples, share, (TRAINED,), BEST_CRITERIA, epochs)
         for epochs, *names in itertools.product(self.setup.epochs, SEQUENTIAL, BEST_CRITERIA):
-            rows.append(self.sequential_row(nsamples, ratio, epochs, *names))
+            rows.append(self.sequential_row(nsamples, share, epochs, *names))
         return rows
 
     def quality(self, name: str, directory: Path, kind: str) -> dict:
@@ -116,48 +132,50 @@ class Experiment(LiarSteps):
                 columns[column] = -math.inf if value is None else value
         return columns
 
-    def flags(self, nsamples: int, ratio: float, epochs: int) -> list[str]:
+    def flags(self, nsamples: int, share: Share, epochs: int) -> list[str]:
         setup = self.setup
         return [
             *["--model", str(setup.model), "--dataset", str(self.dataset)],
             # Drawn: the file is sorted by genre.
             *["--nsamples", str(nsamples), "--sample-windows", "true"],
             *["--seqlen", str(setup.seqlen)],
-            *share_flags(ratio),
+            *share_flags(share.ratio),
+            *["--allocation", share.allocation],
             *["--epochs", str(epochs), "--batch-size", str(setup.batch_size)],
         ]
 
     def rate(self, nsamples: int) -> float:
         """Of training after LIAR; longer training takes the same."""
         epochs = self.setup.epochs[0]
-        arguments = ["sweep", *self.flags(nsamples, RATE_RATIO, epochs)]
+        arguments = ["sweep", *self.flags(nsamples, Share(RATE_RATIO, UNIFORM), epochs)]
         arguments += ["--prune-method", RATE_CRITERION, "--solver", TRAINED]
         return self.best_rate(f"rate.{nsamples}.{epochs}", arguments, self.setup.rates)
 
     def swept_rows(
         self,
         nsamples: int,
-        ratio: float,
+        share: Share,
         kinds: tuple[str, ...],
         criteria: tuple[str, ...],
         epochs: int,
     ) -> list[Row]:
         """Under dense propagation."""
         stem = "ways" if kinds == KINDS else "longer"
-        name = f"{stem}.{nsamples}.{ratio:g}.{epochs}"
-        flags = self.flags(nsamples, ratio, epochs)
+        name = f"{stem}.{nsamples}.{share}.{epochs}"
+        flags = self.flags(nsamples, share, epochs)
         rows = []
         for columns in self.swept_columns(name, flags, kinds, criteria, self.rate(nsamples)):
             is_trained = columns["reconstruction"] == TRAINED
-            rows.append(Row(nsamples, ratio, epochs=epochs if is_trained else None, **columns))
+            how = {"allocation": share.allocation, "epochs": epochs if is_trained else None}
+            rows.append(Row(nsamples, share.ratio, **how, **columns))
         return rows
 
     def sequential_row(
-        self, nsamples: int, ratio: float, epochs: int, propagation: str, criterion: str
+        self, nsamples: int, share: Share, epochs: int, propagation: str, criterion: str
     ) -> Row:
-        name = f"{propagation}.{nsamples}.{ratio:g}.{epochs}.{criterion}"
+        name = f"{propagation}.{nsamples}.{share}.{epochs}.{criterion}"
         lr = self.rate(nsamples)
-        arguments = ["run", *self.flags(nsamples, ratio, epochs), "--propagation", propagation]
+        arguments = ["run", *self.flags(nsamples, share, epochs), "--propagation", propagation]
         arguments += ["--prune-method", criterion, "--solver", TRAINED, "--lr", f"{lr:g}"]
 
         def make() -> dict:
@@ -168,7 +186,8 @@ class Experiment(LiarSteps):
         result = self.once(name, arguments, make)
         self.discard(name)
         how = {"propagation": propagation, "epochs": epochs, "lr": lr}
-        return Row(nsamples, ratio, criterion, TRAINED, **how, **result)
+        how["allocation"] = share.allocation
+        return Row(nsamples, share.ratio, criterion, TRAINED, **how, **result)
 
 
 def sentences_of(file: Path) -> Iterator[str]:
@@ -218,6 +237,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ratios", type=numbers, default=(0.1, 0.3, 0.5, 0.7))
     criteria = ("random_sp", "magnitude_sp", "wanda_sp", "flap")
     parser.add_argument("--criteria", type=words, default=criteria)
+    parser.add_argument("--allocations", type=words, default=(UNIFORM, "measured"))
     parser.add_argument("--nsamples", type=counts, default=(256, 2048))
     parser.add_argument("--seqlen", type=int, default=128)
     parser.add_argument("--rates", type=numbers, default=(1e-4, 3e-4, 1e-3, 3e-3))
@@ -237,6 +257,7 @@ def measure(args: argparse.Namespace) -> None:
         args.seqlen,
         args.ratios,
         args.criteria,
+        args.allocations,
         args.rates,
         args.epochs,
         args.batch_size,
@@ -247,7 +268,7 @@ def measure(args: argparse.Namespace) -> None:
         measured = Experiment(setup, out, program).measured()
         write_atomically(out / "liar.csv", as_csv(measured.all()))
         write_atomically(out / "liar.md", as_markdown(measured, about))
-        groups = {f"{nsamples:,} sentences": rows for nsamples, rows in measured.groups().items()}
+        groups = measured.groups()
         qualities = [liar_plot.Quality("fidelity", "fidelity")]
         qualities += [liar_plot.Quality("spearman", "Spearman")]
         liar_plot.draw(measured.dense, groups, KINDS, qualities, out / "liar.svg")

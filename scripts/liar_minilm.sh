@@ -11,6 +11,7 @@
 #   --out DIR          where results go                  (default: runs/liar-minilm)
 #   --ratios LIST      of neurons and of heads           (default: 0.1,0.3,0.5,0.7)
 #   --criteria LIST    of random_sp, magnitude_sp, wanda_sp, flap   (default: all)
+#   --allocations LIST uniform, global or measured   (default: uniform,measured)
 #   --nsamples LIST    calibration sentences             (default: 256,2048)
 #   --seqlen N         tokens of a sentence at most      (default: 128)
 #   --rates LIST       of training after LIAR, to choose from   (default: 1e-4,3e-4,1e-3,3e-3)
@@ -18,7 +19,7 @@
 #                      (default: 10)
 #   --batch-size N     of training, in windows of --seqlen tokens   (default: 4)
 #
-# For every number of sentences, ratio and criterion: nothing reconstructed, the mean put into the
+# For every number of sentences, allocation, ratio and criterion: nothing reconstructed, the mean put into the
 # bias, LIAR, and training that starts there. The rate is chosen on held-out calibration sentences.
 # Each checkpoint's embeddings are compared with the dense model's (fidelity) and with people's
 # scores (Spearman). Last, for every ratio, the best on --dev of what was trained: of these, and of

@@ -38,6 +38,7 @@ class Row:
     heads_removed: float | None = None
     sweep_seconds: float | None = None  # of all rows made together
     rows_together: int = 1
+    allocation: str = "uniform"
     propagation: str = "dense"
     epochs: int | None = None  # of what was trained
     lr: float | None = None
@@ -60,11 +61,11 @@ class Measured:
         found = [row for row in self.all() if row.best]
         return sorted(found, key=lambda row: (row.nsamples, row.ratio))
 
-    def groups(self) -> dict[int, list[Row]]:
-        """The rows of the tables by number of sentences."""
+    def groups(self) -> dict[str, list[Row]]:
+        """The rows of the tables, by the heading of theirs."""
         found = {}
         for row in self.rows:
-            found.setdefault(row.nsamples, []).append(row)
+            found.setdefault(f"{row.nsamples:,} sentences, {row.allocation}", []).append(row)
         return found
 
     def kept(self, row: Row) -> float:
@@ -101,7 +102,7 @@ def chosen(row: Row) -> str:
     """How a row was made."""
     text = f"{row.criterion}, {row.reconstruction}"
     if row.reconstruction == TRAINED:
-        text += f", {row.propagation} propagation, epochs: {row.epochs}"
+        text += f", {row.allocation}, {row.propagation} propagation, epochs: {row.epochs}"
     return text
 
 
@@ -112,7 +113,7 @@ def order_statement(rows: list[Row]) -> str:
     """Each way is better than the one before it: where, and where not."""
     places = {}
     for row in rows:
-        place = f"{row.nsamples:,} sentences, {row.ratio:.0%}, {row.criterion}"
+        place = f"{row.nsamples:,} sentences, {row.allocation}, {row.ratio:.0%}, {row.criterion}"
         places.setdefault(place, {})[row.reconstruction] = row.fidelity
     exceptions = []
     for place, found in places.items():
@@ -125,7 +126,7 @@ def order_statement(rows: list[Row]) -> str:
             exceptions.append(f"{place}: {'; '.join(wrong)}")
     lines = [
         f"Fidelity: {' < '.join(KINDS)}: in {len(places) - len(exceptions)} of {len(places)} places"
-        " (sentences, ratio, criterion)" + (", but not in" if exceptions else ""),
+        " (sentences, allocation, ratio, criterion)" + (", but not in" if exceptions else ""),
         *(f"    * {exception}" for exception in exceptions),
     ]
     return "\n".join(lines)
@@ -170,7 +171,7 @@ def statements(measured: Measured) -> list[str]:
         return row.fidelity
 
     def criterion(row: Row) -> str:
-        return row.criterion
+        return f"{row.criterion}, {row.allocation}"
 
     liar = [row for row in measured.rows if row.reconstruction == LIAR]
     said = [order_statement(measured.rows)]
@@ -204,13 +205,14 @@ def as_markdown(measured: Measured, about: About) -> str:
         f" {about.model}. Spearman: correlation of the cosine of two sentences with people's score,"
         f" in percent of the dense model's, which is {dense.spearman:.4f}. Both on {about.test}."
         f" Calibrated on distinct sentences of {about.train}, drawn, without scores; of neurons"
-        f" and of heads the same share is removed; {machine()}.",
+        f" and of heads the same share is removed, of every block (uniform) or of the model, as"
+        f" trials find it best (measured); {machine()}.",
         "![fidelity and Spearman by what was removed](liar.svg)",
     ]
-    for nsamples, rows in measured.groups().items():
+    for heading, rows in measured.groups().items():
         rates = sorted({row.lr for row in rows if row.lr is not None})
         parts += [
-            f"## {nsamples:,} sentences",
+            f"## {heading}",
             f"Rate of training: {', '.join(f'{lr:g}' for lr in rates)}, by held-out sentences.",
             "Fidelity:",
             quality_table(rows, lambda row: f"{row.fidelity:.3f}"),

@@ -7,8 +7,8 @@
 
 namespace coppice {
 
-/// kGiven: not by scores, but by PruneOptions::masks. Those in …Sp, and FLAP, remove units: FFN
-/// neurons and attention heads, with all their weights.
+/// kGiven: not by scores, but by PruneOptions::masks. Those in …Sp, FLAP and SNIP remove units: FFN
+/// neurons and attention heads, with all their weights. kSimilarity removes whole layers.
 enum class PruneMethod {
   kRandom,
   kMagnitude,
@@ -19,13 +19,19 @@ enum class PruneMethod {
   kRandomSp,
   kMagnitudeSp,
   kWandaSp,
-  kFlap
+  kFlap,
+  kSnip,
+  kSimilarity
 };
 
 inline bool removes_units(PruneMethod method) {
   return method == PruneMethod::kRandomSp || method == PruneMethod::kMagnitudeSp ||
-         method == PruneMethod::kWandaSp || method == PruneMethod::kFlap;
+         method == PruneMethod::kWandaSp || method == PruneMethod::kFlap ||
+         method == PruneMethod::kSnip;
 }
+
+/// What of the model's layers may go: blocks, halves of either kind, or of one kind.
+enum class LayerUnits { kBlocks, kSublayers, kAttention, kMlp };
 
 /// Which heads go: any query head; as many query heads of every key-value head; or key-value heads
 /// with all query heads that share them. The last two leave heads of a shape that can be cut out.
@@ -53,9 +59,10 @@ struct SparsityRule {
   bool operator==(const SparsityRule&) const = default;
 };
 
-/// How the sparsity is spread over the blocks: the same for all, or by their shares of outliers
-/// (OWL, arXiv:2310.05175), the same on average.
-enum class Allocation { kUniform, kOwl };
+/// How the sparsity is spread over the blocks: the same for all; by their shares of outliers (OWL,
+/// arXiv:2310.05175), the same on average; of units, by their scores over the whole model (as FLAP
+/// does, arXiv:2312.11983), or by what trials of every half-block cost the model's output.
+enum class Allocation { kUniform, kOwl, kGlobal, kMeasured };
 
 struct PruneOptions {
   PruneMethod method = PruneMethod::kWanda;
@@ -70,7 +77,13 @@ struct PruneOptions {
   StatisticsOf statistics = StatisticsOf::kAuto;
   double ffn_sparsity = 0;   // of methods that remove units: share of the neurons
   double head_sparsity = 0;  // … and of the heads of each block
+  // Of all units' parameters, under one budget for neurons and heads, instead of these two: where
+  // Allocation is kGlobal or kMeasured.
+  double unit_sparsity = 0;
   HeadUnits head_units = HeadUnits::kQuery;
+  LayerUnits layer_units = LayerUnits::kBlocks;
+  double layer_sparsity = 0;        // of kSimilarity: share of the layers that go
+  std::vector<int> removed_halves;  // … which they are, ascending: known after a survey
   bool is_sliced = false;  // removed units are cut out of what is written; else they are zeros
   std::vector<std::string> targets;  // empty: every linear of the blocks; "re:…" or names
   std::vector<std::string> ignore = {"lm_head"};

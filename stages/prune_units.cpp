@@ -9,7 +9,6 @@
 
 #include "stages/bitmask.h"
 #include "stages/finite.h"  // share_of_zeros
-#include "stages/seed.h"
 #include "stages/units/targeted_units.h"
 #include "stages/units/unit_scores.h"
 
@@ -26,6 +25,8 @@ std::string_view method_name(PruneMethod method) {
       return "wanda_sp";
     case PruneMethod::kFlap:
       return "flap";
+    case PruneMethod::kSnip:
+      return "snip";
     default:
       throw std::invalid_argument("prune units: this method removes single weights");
   }
@@ -54,9 +55,9 @@ class UnitsAtWork {
       : options_(options), keep_(keep), span_(span), half_(half), variant_(variant) {}
 
   void prune(const UnitLayout& units, double sparsity) {
-    fallback_.clear();
     const Linear& consumer = dense(*units.consumer);
-    const at::Tensor kept = decide(units, consumer.weight, sparsity);
+    scored_ = score_units(span_, half_, units, options_, variant_.unit_scores);
+    const at::Tensor kept = kept_units(scored_.scores, sparsity, units, options_.head_units);
     variant_.kept_units[name(*units.consumer)] = kept;
     const at::Device where = consumer.weight.device();
     const at::Tensor rows = kept_rows(kept, units).to(where);
@@ -76,24 +77,6 @@ class UnitsAtWork {
     return in_block(span_.architecture, half_ / 2, spec.name);
   }
 
-  at::Tensor decide(const UnitLayout& units, const at::Tensor& weight, double sparsity) {
-    static const InputStatistics kNothing;
-    PruneMethod method = options_.method;
-    const InputStatistics* statistics = &kNothing;
-    if (method == PruneMethod::kWandaSp || method == PruneMethod::kFlap) {
-      statistics =
-          &span_.statistics.at(in_block(span_.architecture, half_ / 2, units.consumer->input));
-      if (statistics->tokens == 0) {
-        method = PruneMethod::kMagnitudeSp;
-        fallback_ = kNoTokenRouted;
-      }
-    }
-    method_ = method;
-    const uint64_t seed = seed_of(options_.seed, name(*units.consumer));
-    const at::Tensor scores = unit_scores(method, units, weight, *statistics, seed);
-    return kept_units(scores, sparsity, units, options_.head_units);
-  }
-
   void prune_rows(const UnitLayout& units, const LinearSpec& spec, const at::Tensor& rows) {
     prune_weight(units, spec, rows.unsqueeze(1));
     const at::Tensor& bias = dense(spec).bias;
@@ -108,9 +91,9 @@ class UnitsAtWork {
     const at::Tensor& weight = dense(spec).weight;
     const at::Tensor mask = kept.expand(weight.sizes()).contiguous();
     write_kept(tensor, weight, mask, keep_, variant_);
-    variant_.linears.push_back({tensor, std::string(method_name(method_)), name_of(units.kind),
-                                share_of_zeros(variant_.adapted.at(tensor)), weight.numel(),
-                                fallback_});
+    variant_.linears.push_back({tensor, std::string(method_name(scored_.method)),
+                                name_of(units.kind), share_of_zeros(variant_.adapted.at(tensor)),
+                                weight.numel(), scored_.fallback});
     if (options_.export_masks) variant_.bitmasks[tensor] = pack_bitmask(mask);
   }
 
@@ -119,8 +102,7 @@ class UnitsAtWork {
   SpanJob& span_;
   int half_;
   Variant& variant_;
-  PruneMethod method_ = PruneMethod::kMagnitudeSp;  // of the units at work
-  std::string fallback_;
+  ScoredUnits scored_;  // the units at work
 };
 
 }  // namespace

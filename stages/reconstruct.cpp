@@ -35,6 +35,7 @@ Products Reconstruct::needs() const {
 
 void Reconstruct::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("reconstruct: the window has no variant");
+  if (job.variant->masks.empty() && !trains_adamw(options_)) return;  // nothing is to be fitted
   const auto begin = std::chrono::steady_clock::now();
   const std::string window = window_name(job.halves);
   const std::string name = in_block(job.span.architecture, job.halves.first_block(), window);

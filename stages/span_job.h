@@ -64,6 +64,12 @@ struct InputStatistics {
   at::Tensor variance() const;     // [in] fp32: of every column; wants `sum`
 };
 
+/// How little a block's layers change: mean over all calibration tokens of the cosine between what
+/// enters and what leaves. Source: Men et al., "ShortGPT", arXiv:2403.03853, eq. 1.
+struct LayerSimilarities {
+  double attention = 0, mlp = 0, block = 0;
+};
+
 /// Why nothing could be learned from the calibration set about an expert.
 inline constexpr char kNoTokenRouted[] = "no calibration token was routed to it";
 
@@ -103,6 +109,9 @@ struct Variant {
   /// ⌈in / 8⌉] uint8, or a tensor of the weight's shape whose zeros are pruned. A weight without
   /// one stays dense.
   std::map<std::string, at::Tensor> given_masks;
+  /// Scores of units that were made before the run (PruneMethod::kSnip): [units] fp32 on the CPU,
+  /// by the consumer's full name without ".weight".
+  std::map<std::string, at::Tensor> unit_scores;
   /// Masks to be written, packed, by the name of the weight (PruneOptions::export_masks).
   std::map<std::string, at::Tensor> bitmasks;
   /// Where units were removed: which stay, [units] bool on the CPU, by the consumer's full name
@@ -135,6 +144,7 @@ struct SpanJob {
   const RotaryTable& rotary;        // in the compute dtype
   Boundaries& boundaries;
   std::map<std::string, InputStatistics> statistics;  // by in_block(block, LinearSpec::input)
+  std::map<int, LayerSimilarities> similarities;      // by block, where somebody asked
   std::vector<Variant> variants;
 
   /// The dense block that a half-block belongs to.

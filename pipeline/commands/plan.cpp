@@ -9,6 +9,7 @@
 #include "pipeline/run_checks.h"
 #include "pipeline/scratch_directory.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes
+#include "pipeline/unit_trials_run.h"
 
 namespace coppice {
 namespace {
@@ -34,12 +35,12 @@ std::string headline(const SourceModel& model, const PlanInputs& inputs, const D
                      inputs.seqlen, device.name(), device.description());
 }
 
-}  // namespace
+struct Planned {
+  std::string text;
+  nlohmann::json json;
+};
 
-int plan_command(const std::vector<std::string>& arguments, const std::string& command_line) {
-  const std::optional<RunArguments> given = parse_run_arguments("plan", arguments, command_line);
-  if (!given) return 0;
-  const PruneRunOptions& options = given->options;
+Planned planned(const PruneRunOptions& options) {
   const Recipe& shared = options.shared();
   const PlannedJob job = options.job();
   const SourceModel model = open_source(options);
@@ -62,10 +63,26 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
   measure_rates(model, machine, scratch, inputs);
   plan = plan_run(inputs);
+  return {headline(model, inputs, machine.device()) + plan_text(plan, inputs),
+          plan_json(plan, inputs)};
+}
+
+}  // namespace
+
+int plan_command(const std::vector<std::string>& arguments, const std::string& command_line) {
+  const std::optional<RunArguments> given = parse_run_arguments("plan", arguments, command_line);
+  if (!given) return 0;
+  Planned run = planned(given->options);
+  if (const auto trials = unit_trials_run(given->options)) {
+    const Planned before = planned(trials->options);
+    run.json["trials"] = before.json;
+    run.text += fmt::format("\nBefore it, {} trials of half-blocks:\n\n{}",
+                            trials->options.recipes.size(), before.text);
+  }
   if (given->as_json) {
-    fmt::print("{}\n", plan_json(plan, inputs).dump(2));
+    fmt::print("{}\n", run.json.dump(2));
   } else {
-    fmt::print("{}{}", headline(model, inputs, machine.device()), plan_text(plan, inputs));
+    fmt::print("{}", run.text);
   }
   return 0;
 }

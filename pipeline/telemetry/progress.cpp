@@ -49,7 +49,7 @@ void Progress::done(const std::string& line) {
   if (verbosity_ == Verbosity::kQuiet) return;
   if (terminal_ && verbosity_ == Verbosity::kNormal) {
     draw(line);
-  } else {
+  } else if (!line.empty()) {
     keep(line);
   }
 }

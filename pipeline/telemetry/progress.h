@@ -20,7 +20,7 @@ class Progress {
   /// What is being done now; redrawn at most ten times a second on a terminal, silent in a log.
   void now(const std::string& what);
   /// A step is done. A log gets `line`; a terminal moves its live line on, and keeps `line` above
-  /// it when verbose.
+  /// it when verbose. An empty one is not written.
   void done(const std::string& line);
   /// For who asked to hear more: a line wherever it goes.
   void detail(const std::string& line);

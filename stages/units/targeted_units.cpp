@@ -13,6 +13,7 @@ double sparsity_of(const PruneOptions& options, const UnitLayout& units,
   for (const SparsityRule& rule : options.sparsity_map) {
     if (names_linear(rule.pattern, consumer)) return rule.sparsity;
   }
+  if (options.unit_sparsity > 0) return options.unit_sparsity;
   return units.kind == UnitLayout::Kind::kHeads ? options.head_sparsity : options.ffn_sparsity;
 }
 

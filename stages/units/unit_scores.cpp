@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "stages/finite.h"
+#include "stages/seed.h"
 
 namespace coppice {
 namespace {
@@ -55,6 +56,56 @@ at::Tensor unit_scores(PruneMethod method, const UnitLayout& units, const at::Te
       .view({units.count, units.size})
       .sum({1})
       .to(at::kCPU, at::kFloat);
+}
+
+ScoredUnits score_units(const SpanJob& span, int half, const UnitLayout& units,
+                        const PruneOptions& options,
+                        const std::map<std::string, at::Tensor>& given) {
+  const auto name = [&](const std::string& of) {
+    return in_block(span.architecture, half / 2, of);
+  };
+  const std::string consumer = name(units.consumer->name);
+  ScoredUnits scored{{}, options.method, {}};
+  if (options.method == PruneMethod::kSnip) {
+    const auto found = given.find(consumer);
+    if (found == given.end()) {
+      throw std::logic_error("unit scores: none were given for " + consumer);
+    }
+    scored.scores = found->second;
+    return scored;
+  }
+  static const InputStatistics kNothing;
+  const InputStatistics* statistics = &kNothing;
+  if (options.method == PruneMethod::kWandaSp || options.method == PruneMethod::kFlap) {
+    statistics = &span.statistics.at(name(units.consumer->input));
+    if (statistics->tokens == 0) {
+      scored.method = PruneMethod::kMagnitudeSp;
+      scored.fallback = kNoTokenRouted;
+    }
+  }
+  scored.scores =
+      unit_scores(scored.method, units, span.dense_at(half).linears.at(units.consumer->role).weight,
+                  *statistics, seed_of(options.seed, consumer));
+  return scored;
+}
+
+int64_t units_per_step(const UnitLayout& units, HeadUnits how) {
+  if (units.per_shared == 1 || how == HeadUnits::kQuery) return 1;
+  return how == HeadUnits::kBalanced ? units.count / units.per_shared : units.per_shared;
+}
+
+std::vector<double> step_scores(const at::Tensor& scores, const UnitLayout& units, HeadUnits how) {
+  require_finite("scores of the units of " + units.consumer->name, scores);
+  const int64_t per_step = units_per_step(units, how);
+  at::Tensor steps = scores.to(at::kDouble);
+  if (how == HeadUnits::kBalanced && per_step > 1) {  // one of every key-value head
+    steps = std::get<0>(steps.view({-1, units.per_shared}).sort(1)).sum({0});
+  } else {
+    steps = std::get<0>(steps.view({-1, per_step}).sum({1}).sort(0));
+  }
+  steps = steps.contiguous();
+  const double* values = steps.const_data_ptr<double>();
+  return {values, values + steps.size(0)};
 }
 
 int64_t num_kept_units(double sparsity, const UnitLayout& units, HeadUnits how) {

@@ -4,6 +4,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "stages/prune_options.h"
 #include "stages/span_job.h"
@@ -28,6 +31,27 @@ namespace coppice {
 /// arXiv:2312.11983 (eq. 5; Wanda-sp is its baseline).
 at::Tensor unit_scores(PruneMethod method, const UnitLayout& units, const at::Tensor& weight,
                        const InputStatistics& statistics, uint64_t seed);
+
+/// The scores of the units that one consumer reads in half-block `half` of the span, and how they
+/// came about: what options.method says, or, of an expert that no token was routed to, magnitudes.
+struct ScoredUnits {
+  at::Tensor scores;  // [units] fp32, on the CPU
+  PruneMethod method = PruneMethod::kMagnitudeSp;
+  std::string fallback;  // empty, or why the method is another
+};
+
+/// `given`: Variant::unit_scores. Wants SpanJob::statistics, but for random_sp, magnitude_sp and
+/// snip. On the device's thread.
+ScoredUnits score_units(const SpanJob& span, int half, const UnitLayout& units,
+                        const PruneOptions& options,
+                        const std::map<std::string, at::Tensor>& given);
+
+/// How many units go at once, and so many times that; see kept_units().
+int64_t units_per_step(const UnitLayout& units, HeadUnits how);
+
+/// What each further step costs, in the order in which kept_units() takes them: sums of the scores
+/// of the units that go with it, ascending, [units / units_per_step()].
+std::vector<double> step_scores(const at::Tensor& scores, const UnitLayout& units, HeadUnits how);
 
 /// How many stay when such a share goes: see kept_units().
 int64_t num_kept_units(double sparsity, const UnitLayout& units, HeadUnits how);

@@ -72,6 +72,9 @@ Recipe unusual_recipe() {
            {"reconstruct.batch_size", "3"},
            {"reconstruct.lr", "1.2345678901234567e-05"},
            {"reconstruct.warmup", "0"},
+           {"prune.unit_sparsity", "0.3"},
+           {"prune.layer_sparsity", "0.2"},
+           {"prune.layer_units", "mlp"},
            {"reconstruct.validation_fraction", "0.3333333333333333"},
            {"reconstruct.shuffle", "true"},
            {"reconstruct.add_biases", "true"},
@@ -230,7 +233,7 @@ INSTANTIATE_TEST_SUITE_P(
     Recipe, RecipeRange,
     ::testing::Values(
         WrongValue{"prune.method", "wandaa", "one of random, magnitude, wanda, ria, sparsegpt"},
-        WrongValue{"prune.method", "snip", "comes later"},
+        WrongValue{"prune.method", "snap", "snip"},
         WrongValue{"prune.sparsity", "1", "less than 1"},
         WrongValue{"prune.comparison", "layer", "one of auto, row, matrix"},
         WrongValue{"prune.block_sparsities", "1", "less than 1"},

@@ -188,6 +188,71 @@ class Structured(FamilyTest):
                 tensors(self.dir / "undisturbed" / "masks"),
             )
 
+    def shares_gone(self, model, output):
+        """Of all neurons and of all heads, and of each block's."""
+        gone = {"mlp.down_proj": [], "self_attn.o_proj": []}
+        made = tensors(output)
+        for consumer, shares in gone.items():
+            for block in range(3):
+                weight = as_float(made[f"model.layers.{block}.{consumer}.weight"])
+                shares.append(np.mean(np.all(weight == 0, axis=0)))
+        return gone
+
+    def test_one_budget_for_the_model_is_kept(self):
+        model = self.model()
+        for name, keys in (
+            ("global", {"prune_method": "flap"}),
+            ("measured", {"solver": "liar", "propagation": "mixed"}),
+            ("pruned_only", {"allocation": "measured", "window": "none"}),
+        ):
+            with self.subTest(name):
+                output = self.pruned(model, name, **({"allocation": name, "nsamples": 9} | keys))
+                found = report(output)["survey"]["allocation"]
+                gone = self.shares_gone(model, output)
+                self.assertAlmostEqual(np.mean(gone["mlp.down_proj"]), 0.5, delta=0.5 / 37)
+                self.assertAlmostEqual(np.mean(gone["self_attn.o_proj"]), 3 / 9)  # 2.7 of 9
+                halves = found if name == "global" else found["halves"]
+                for half in halves:
+                    shares = gone[half["consumer"].split(".", 3)[3]]
+                    self.assertAlmostEqual(shares[half["block"]], half["sparsity"])
+                self.check_zeros_and_bytes(model, output)
+                self.check_transformers(output)
+                if name == "global":
+                    continue
+                # What was found, stated: the same checkpoint without trials.
+                again = self.dir / f"{name}_again"
+                recipe = output / "recipe.yaml"
+                self.coppice(
+                    *["run", "--model", model, "--dataset", self.tokens(300)],
+                    *["--recipe", recipe, "-o", again],
+                )
+                self.assertEqual(tensors(again), tensors(output))
+
+    def test_neurons_and_heads_can_share_a_budget(self):
+        model = self.model("qwen3_moe_fp32")
+        keys = {"ffn_sparsity": 0, "head_sparsity": 0, "unit_sparsity": 0.4}
+        output = self.pruned(model, "out", allocation="measured", **keys)
+        self.check_zeros_and_bytes(model, output)
+        self.check_transformers(output)
+        shares = {half["sparsity"] for half in report(output)["survey"]["allocation"]["halves"]}
+        self.assertGreater(len(shares), 1)
+
+    def test_killed_in_the_trials_continues_to_the_same_bytes(self):
+        model, dataset = self.model(), self.tokens(300)
+
+        def arguments(output, resume):
+            keys = {"prune_method": "flap", "ffn_sparsity": 0.5, "head_sparsity": 0.3}
+            keys |= {"solver": "liar", "allocation": "measured", "nsamples": 9}
+            return self.run_arguments(
+                model, dataset, self.dir / output, resume=resume, **keys
+            )
+
+        seconds = self.coppice(*arguments("undisturbed", False)).seconds
+        for output in self.continued_after_kills(arguments, 3, seconds):
+            self.assertEqual(
+                tensors(self.dir / output), tensors(self.dir / "undisturbed")
+            )
+
     def test_what_is_refused(self):
         model, dataset = self.model(), self.tokens(300)
         for keys, said in (
@@ -227,6 +292,37 @@ class Structured(FamilyTest):
                 {"prune_method": "flap", "ffn_sparsity": 0.5, "sparsity": 0.4},
                 "leave out sparsity",
             ),
+            (
+                {"prune_method": "flap", "unit_sparsity": 0.5},
+                "set prune.allocation to measured or global",
+            ),
+            (
+                {"prune_method": "flap", "unit_sparsity": 0.5, "ffn_sparsity": 0.5},
+                "one budget for neurons and heads together",
+            ),
+            (
+                {"prune_method": "flap", "allocation": "global"},
+                "how many? prune.ffn_sparsity",
+            ),
+            (
+                {"prune_method": "flap", "ffn_sparsity": 0.5, "allocation": "owl"},
+                "leave out sparsity",
+            ),
+            ({"allocation": "measured"}, "for single weights owl does it"),
+            (
+                {
+                    **{"prune_method": "flap", "ffn_sparsity": 0.5, "allocation": "measured"},
+                    "structured_output": "sliced",
+                },
+                "have no one shape",
+            ),
+            (
+                {
+                    **{"prune_method": "flap", "ffn_sparsity": 0.5, "allocation": "global"},
+                    "propagation": "mixed",
+                },
+                "prune.allocation: global: measures the dense model before the run",
+            ),
         ):
             with self.subTest(said):
                 output = self.dir / "never"
@@ -241,6 +337,8 @@ class Structured(FamilyTest):
         command = ["--model", model, *flags, "--probe", "false"]
         plan = self.coppice("plan", *command, "--solver", "liar", "--json")
         self.assertIn("ram", json.loads(plan.stdout))
+        plan = self.coppice("plan", *command, "--allocation", "measured", "--json")
+        self.assertIn("ram", json.loads(plan.stdout)["trials"])
         output = self.dir / "swept"
         command += ["--dataset", dataset, "-o", output, "--lr", "1e-3"]
         self.coppice(

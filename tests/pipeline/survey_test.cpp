@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "configs/errors.h"
+#include "tests/support/tiny_llama.h"
 
 namespace coppice {
 namespace {
@@ -14,6 +15,8 @@ using nlohmann::json;
 using ::testing::DoubleNear;
 using ::testing::ElementsAre;
 using ::testing::Pointwise;
+
+const Architecture kArchitecture = testing::tiny_llama();
 
 Recipe with_open_rate() {
   Recipe recipe;
@@ -30,7 +33,7 @@ TEST(Survey, RateWithTheSmallestGeometricMeanIsChosen) {
   const std::map<int, json> surveys = {
       {0, {{"trials", {trial(0, 1e-3, 0.9), trial(0, 1e-4, 0.5)}}}},
       {7, {{"trials", {trial(0, 1e-3, 0.2), trial(0, 1e-4, 0.3)}}}}};
-  const SurveyedRecipe closed = close_recipes({with_open_rate()}, surveys).front();
+  const SurveyedRecipe closed = close_recipes({with_open_rate()}, surveys, kArchitecture).front();
   EXPECT_EQ(closed.recipe.reconstruct.lr, 1e-4);
   const json& tried = closed.found.at("lr").at("tried");
   ASSERT_EQ(tried.size(), 2);
@@ -42,7 +45,8 @@ TEST(Survey, RateWithTheSmallestGeometricMeanIsChosen) {
 TEST(Survey, OfEqualRatesTheSmallerIsChosen) {
   const std::map<int, json> surveys = {
       {0, {{"trials", {trial(0, 1e-2, 1), trial(0, 1e-3, 1), trial(0, 3e-3, 1)}}}}};
-  EXPECT_EQ(close_recipes({with_open_rate()}, surveys).front().recipe.reconstruct.lr, 1e-3);
+  EXPECT_EQ(close_recipes({with_open_rate()}, surveys, kArchitecture).front().recipe.reconstruct.lr,
+            1e-3);
 }
 
 TEST(Survey, EachRecipeHasItsOwnTrials) {
@@ -50,7 +54,8 @@ TEST(Survey, EachRecipeHasItsOwnTrials) {
       {0,
        {{"trials",
          {trial(0, 1e-3, 0.5), trial(0, 1e-4, 0.6), trial(2, 1e-3, 0.8), trial(2, 1e-4, 0.7)}}}}};
-  const auto closed = close_recipes({with_open_rate(), Recipe{}, with_open_rate()}, surveys);
+  const auto closed =
+      close_recipes({with_open_rate(), Recipe{}, with_open_rate()}, surveys, kArchitecture);
   EXPECT_EQ(closed[0].recipe.reconstruct.lr, 1e-3);
   EXPECT_EQ(closed[1].recipe.reconstruct.lr, Recipe{}.reconstruct.lr);
   EXPECT_TRUE(closed[1].found.is_null());
@@ -65,7 +70,7 @@ TEST(Survey, OutliersOfSpansBecomeSparsitiesOfBlocks) {
       // spans of two blocks
       {0, {{"trials", json::array()}, {"outlier_ratios", {{0.1, 0.3}}}}},
       {2, {{"trials", json::array()}, {"outlier_ratios", {{0.2}}}}}};
-  const SurveyedRecipe closed = close_recipes({recipe}, surveys).front();
+  const SurveyedRecipe closed = close_recipes({recipe}, surveys, kArchitecture).front();
   EXPECT_THAT(closed.recipe.prune.block_sparsities, Pointwise(DoubleNear(1e-12), {0.6, 0.4, 0.5}));
   EXPECT_EQ(closed.found.at("allocation").at("outlier_ratios"), json({0.1, 0.3, 0.2}));
 }
@@ -80,13 +85,14 @@ TEST(Survey, WindowsCountTheSameWhicheverSpanTheyAreIn) {
   const std::map<int, json> surveys = {
       {0, {{"trials", {windows(1e-3, {0.5, 0.5}), windows(1e-4, {0.3, 0.3})}}}},
       {2, {{"trials", {windows(1e-3, {0.2}), windows(1e-4, {0.4})}}}}};
-  EXPECT_EQ(close_recipes({with_open_rate()}, surveys).front().recipe.reconstruct.lr, 1e-4);
+  EXPECT_EQ(close_recipes({with_open_rate()}, surveys, kArchitecture).front().recipe.reconstruct.lr,
+            1e-4);
 }
 
 TEST(Survey, RatesThatNoWindowCouldTryAreAnError) {
   const std::map<int, json> surveys = {
       {0, {{"trials", {{{"recipe", 0}, {"lr", 1e-3}, {"log_errors", json::array()}}}}}}};
-  EXPECT_THROW(close_recipes({with_open_rate()}, surveys), ConfigError);
+  EXPECT_THROW(close_recipes({with_open_rate()}, surveys, kArchitecture), ConfigError);
 }
 
 TEST(Survey, BlocksWithoutTargetsKeepTheSparsityAndDoNotCount) {
@@ -95,7 +101,7 @@ TEST(Survey, BlocksWithoutTargetsKeepTheSparsityAndDoNotCount) {
   recipe.prune.owl_lambda = 0.1;
   const std::map<int, json> surveys = {
       {0, {{"trials", json::array()}, {"outlier_ratios", {{0.1, nullptr, 0.3}}}}}};
-  EXPECT_THAT(close_recipes({recipe}, surveys).front().recipe.prune.block_sparsities,
+  EXPECT_THAT(close_recipes({recipe}, surveys, kArchitecture).front().recipe.prune.block_sparsities,
               Pointwise(DoubleNear(1e-12), {0.6, 0.5, 0.4}));
 }
 

@@ -31,6 +31,7 @@ class LiarEncoder(LiarCase):
 
     def measure(self, *more):
         one_place = ("--ratios=0.5", "--nsamples=5", "--criteria=random_sp,flap")
+        one_place += ("--allocations=uniform",)
         super().measure(*one_place, *more)
 
     def test_calibrates_on_drawn_distinct_sentences_without_scores(self):
@@ -75,13 +76,25 @@ class LiarEncoder(LiarCase):
         self.assertNotIn(str(self.dir), page)
         self.assertTrue((self.dir / "out/liar.svg").read_text().endswith("</svg>\n"))
 
+    def test_allocations_have_tables_and_candidates_of_their_own(self):
+        self.measure("--allocations=uniform,measured", "--epochs=1")
+        asked = {a[a.index("--allocation") + 1] for a in self.calls() if a[0] != "eval"}
+        self.assertEqual(asked, {"uniform", "measured"})
+        rows = self.rows()[1:]
+        found = [row["allocation"] for row in rows]
+        self.assertEqual(found.count("measured"), found.count("uniform"))
+        self.assertEqual(sum(row["best"] == "1" for row in rows), 1)
+        page = self.page()
+        for heading in ("## 5 sentences, uniform", "## 5 sentences, measured"):
+            self.assertIn(heading, page)
+
     def test_the_best_is_chosen_on_dev_and_reported_on_test(self):
         self.measure()
         (best,) = [row for row in self.rows() if row["best"] == "1"]
         self.assertEqual((best["propagation"], best["dev_fidelity"]), ("mixed", "1"))
         self.assertEqual(best["fidelity"], "0.95")
         self.assertEqual(max(float(row["fidelity"]) for row in self.rows()[1:]), 0.975)
-        said = "flap, liar+adamw, mixed propagation, epochs: 10"
+        said = "flap, liar+adamw, uniform, mixed propagation, epochs: 10"
         self.assertIn(f"| 5 | 50% | {said} | 1.000 | 0.950 | 97.5% |", self.page())
 
     def test_test_rows_are_seen_by_evaluations_only(self):
@@ -141,14 +154,14 @@ class LiarStatements(unittest.TestCase):
         said = self.said(self.ways)[0]
         self.assertEqual(
             said,
-            "Fidelity: none < bias < liar < liar+adamw: in 1 of 1 places (sentences, ratio,"
-            " criterion)",
+            "Fidelity: none < bias < liar < liar+adamw: in 1 of 1 places (sentences,"
+            " allocation, ratio, criterion)",
         )
 
     def test_an_exception_is_listed_with_its_numbers(self):
         lines = self.said([*self.ways, *self.of("random_sp", 0.95)])[0].splitlines()
         self.assertIn("in 1 of 2 places", lines[0])
-        exception = "    * 256 sentences, 50%, random_sp: liar 0.9500, liar+adamw 0.9500"
+        exception = "    * 256 sentences, uniform, 50%, random_sp: liar 0.9500, liar+adamw 0.9500"
         self.assertEqual(lines[1:], [exception])
 
     def test_a_bound_says_which_criteria_reach_it(self):
@@ -156,18 +169,20 @@ class LiarStatements(unittest.TestCase):
         at_half, at_30, spearman, _ = self.said(rows)[1:]
         self.assertEqual(
             at_half,
-            "Fidelity of liar at 50%, at least 0.9000: 256 sentences: reached by flap (0.9000);"
-            " missed by random_sp (0.8999)",
+            "Fidelity of liar at 50%, at least 0.9000: 256 sentences: reached by flap, uniform"
+            " (0.9000); missed by random_sp, uniform (0.8999)",
         )
         self.assertIn("at 30%, at least 0.9550: not measured", at_30)
-        self.assertIn("reached by flap (100.00%); missed by random_sp (93.75%)", spearman)
+        self.assertIn(
+            "reached by flap, uniform (100.00%); missed by random_sp, uniform (93.75%)", spearman
+        )
 
     def test_the_best_is_held_against_its_own_bound(self):
         self.ways[3] = row("liar+adamw", 0.95, 0.78, epochs=10, best=1)
         self.assertEqual(
             self.said(self.ways)[-1],
             "Spearman of the best, of the dense at 50%, at least 98.00%: 256 sentences: missed by"
-            " flap, liar+adamw, dense propagation, epochs: 10 (97.50%)",
+            " flap, liar+adamw, uniform, dense propagation, epochs: 10 (97.50%)",
         )
 
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -18,6 +19,7 @@
 namespace coppice {
 namespace {
 
+using ::testing::ElementsAre;
 using testing::IsCloseTo;
 using testing::IsIdenticalTo;
 
@@ -157,6 +159,17 @@ TEST(KeptRows, AreThoseOfTheUnitAndOfWhatItShares) {
   ASSERT_EQ(shared.size(0), 12);
   EXPECT_EQ(shared.narrow(0, 0, 6).sum().item<int64_t>(), 0);
   EXPECT_EQ(shared.narrow(0, 6, 6).sum().item<int64_t>(), 6);
+}
+
+TEST(StepScores, TellInWhichOrderKeptUnitsGo) {
+  const Units units;
+  const at::Tensor scores = at::tensor({4.f, 1.f, 2.f, 8.f});
+  EXPECT_THAT(step_scores(scores, units.heads, HeadUnits::kQuery), ElementsAre(1, 2, 4, 8));
+  EXPECT_THAT(step_scores(scores, units.heads, HeadUnits::kBalanced), ElementsAre(1 + 2, 4 + 8));
+  EXPECT_THAT(step_scores(scores, units.heads, HeadUnits::kGroup), ElementsAre(4 + 1, 2 + 8));
+  EXPECT_EQ(units_per_step(units.heads, HeadUnits::kQuery), 1);
+  EXPECT_EQ(units_per_step(units.heads, HeadUnits::kBalanced), 2);
+  EXPECT_EQ(units_per_step(units.heads, HeadUnits::kGroup), 2);
 }
 
 }  // namespace
