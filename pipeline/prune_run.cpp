@@ -16,6 +16,7 @@
 #include "pipeline/space_guard.h"
 #include "pipeline/survey_pass.h"
 #include "pipeline/telemetry/model_card.h"
+#include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/sweep_table.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
@@ -393,6 +394,8 @@ RunResult prune_run(const PruneRunOptions& options) {
       measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();
   if (is_interrupted) return {RunOutcome::kInterrupted, {}};
   const PruneRunOptions closed = closed_by_trials(options, *trials);
+  release_free_memory();  // each is held to its own plan
+  forget_peak_rss();
   return PruneRun(closed).execute();
 }
 

@@ -15,6 +15,8 @@ using nlohmann::json;
 // Held out of a trial, at least: what is compared are differences of a few thousandths.
 constexpr double kLeastHeldOut = 0.125;
 
+constexpr double kLeastTried = 0.5;
+
 bool is_mapped(const PruneOptions& prune, const std::string& consumer) {
   return std::any_of(
       prune.sparsity_map.begin(), prune.sparsity_map.end(),
@@ -79,10 +81,12 @@ json found_of(const std::vector<AllocatedUnits>& units, const std::vector<int64_
   return found;
 }
 
-/// So many steps as the share asks for, but one at least and never all.
+/// Half of them, or what the share asks for: less is hard to tell from nothing. One at least, and
+/// never all.
 int64_t trial_steps(const AllocatedUnits& units) {
-  const auto steps = static_cast<double>(units.group.steps());
-  return std::clamp<int64_t>(std::llround(units.share * steps), 1, units.group.steps() - 1);
+  const double share = std::max(units.share, kLeastTried);
+  const auto steps = std::llround(share * static_cast<double>(units.group.steps()));
+  return std::clamp<int64_t>(steps, 1, units.group.steps() - 1);
 }
 
 Recipe trial_recipe(const Recipe& recipe, const AllocatedUnits& units, int64_t steps) {

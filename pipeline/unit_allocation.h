@@ -41,7 +41,8 @@ nlohmann::json allocate_by_scores(const Architecture& architecture,
 
 // ---- trials
 
-/// One that takes the recipe's share of one half alone, and as a whole model is judged by it.
+/// One that takes from one half alone, half of its units or the recipe's share where that is more,
+/// and is judged as a whole model.
 struct UnitTrial {
   AllocatedUnits units;
   Recipe recipe;       // statistics and activations of the dense model; folded, but not trained

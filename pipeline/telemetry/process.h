@@ -8,6 +8,9 @@ namespace coppice {
 /// Highest resident set so far, in bytes.
 uint64_t peak_rss_bytes();
 
+/// Makes peak_rss_bytes() start again from what is resident now, where the kernel lets it.
+void forget_peak_rss();
+
 /// Resident now, in bytes, what the allocator keeps included.
 uint64_t resident_bytes();
 
