@@ -93,6 +93,9 @@ std::vector<Variant> BlockPass::variants_of(GraphSpan& span) {
     if (context_.masks != nullptr) {
       give_masks(span, *context_.masks, context_.machine.device(), variant);
     }
+    if (context_.unit_scores != nullptr && recipe.prune.method == PruneMethod::kSnip) {
+      variant.unit_scores = *context_.unit_scores;
+    }
   }
   return variants;
 }

@@ -40,6 +40,8 @@ struct PassContext {
   std::filesystem::path work;
   uint64_t output_bytes;                            // of what a span's adaptation writes to
   std::map<std::string, StageTotals> stage_totals;  // device's thread
+  /// By the consumer, of the whole model (see unit_saliency_pass); null: no recipe asks for them.
+  const std::map<std::string, at::Tensor>* unit_scores = nullptr;
 };
 
 /// Used once. Hooks run on the thread they name.

@@ -20,6 +20,7 @@
 #include "pipeline/telemetry/sweep_table.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
+#include "pipeline/unit_saliency_pass.h"
 #include "pipeline/unit_trials_run.h"
 #include "stages/units/slice.h"
 
@@ -58,6 +59,8 @@ class PruneRun {
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
   void copy_outer(const WorkLeft& left);
+  void limit_heap_to_plan() const;
+  bool score_units(PassContext& context);
   bool survey(PassContext& context);
   json report_head(size_t recipe) const;
   RunTotals totals(const PassContext& context) const;
@@ -83,6 +86,7 @@ class PruneRun {
   std::vector<SurveyedRecipe> recipes_;  // what is run, once nothing is open
   std::optional<PlanInputs> plan_inputs_;
   RunPlan plan_;
+  NamedTensors unit_scores_;  // empty: no recipe asks for them
 };
 
 PruneRun::PruneRun(const PruneRunOptions& options)
@@ -158,6 +162,8 @@ WorkLeft PruneRun::work_left() const {
   for (const fs::directory_entry& entry : fs::directory_iterator(options_.work)) {
     if (entry.path().extension() == ".h5") left.scratch_bytes += entry.file_size();
   }
+  left.scores_units =
+      wants_unit_saliency(recipes_of(options_)) && !fs::exists(unit_saliency_path(options_.work));
   return left;
 }
 
@@ -181,6 +187,22 @@ void PruneRun::copy_outer(const WorkLeft& left) {
                      [&] { file = output.directory.write_outer(); });
     space_.with_room(options_.work, 0, [&] { state_->record_outer(recipe, file); });
   }
+}
+
+void PruneRun::limit_heap_to_plan() const {
+  limit_heap(std::min(plan_.ram.limit, uint64_t(kHeapShare * double(plan_.ram.bytes()))),
+             plan_.mapped_bytes);
+}
+
+// What ranks units by the loss wants the whole model, before anything streams. False: interrupted.
+bool PruneRun::score_units(PassContext& context) {
+  if (!wants_unit_saliency(recipes_of(options_))) return true;
+  std::optional<NamedTensors> scores = unit_saliency_pass(context);
+  if (!scores) return false;
+  limit_heap_to_plan();
+  unit_scores_ = std::move(*scores);
+  context.unit_scores = &unit_scores_;
+  return true;
 }
 
 // Closes what the recipes leave open. False: interrupted.
@@ -213,8 +235,7 @@ RunResult PruneRun::execute() {
   make_plan(left);
   measure_rates(model_, machine_, options_.work, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
-  limit_heap(std::min(plan_.ram.limit, uint64_t(kHeapShare * double(plan_.ram.bytes()))),
-             plan_.mapped_bytes);
+  limit_heap_to_plan();
   stream_start_ = Clock::now();
   copy_outer(left);
   machine_.read_often(planner_.files());
@@ -240,6 +261,7 @@ RunResult PruneRun::execute() {
                       options_.work,
                       shard_bytes * uint64_t(std::max(1, options_.job().num_written)),
                       {}};
+  if (!score_units(context)) return {RunOutcome::kInterrupted, {}};
   if (!survey(context)) return {RunOutcome::kInterrupted, {}};
   std::vector<Recipe> recipes;
   recipes.reserve(recipes_.size());
@@ -342,6 +364,7 @@ void PruneRun::remove_scratch() {
     const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
     if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path());
   }
+  fs::remove(unit_saliency_path(options_.work));
   fs::remove_all(options_.work / "tokens");
 }
 

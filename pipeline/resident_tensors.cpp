@@ -1,10 +1,10 @@
 #include "pipeline/resident_tensors.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <span>
 
-#include "pipeline/device/device.h"  // scalar_type
 #include "storage/checkpoint/safetensors.h"
 #include "storage/io/read_progress.h"  // read_blocking
 
@@ -39,6 +39,31 @@ std::map<std::string, at::Tensor> read_tensors(const CheckpointReader& checkpoin
     tensors[name] = read_tensor(file->second, checkpoint.tensor(name)).to(where);
   }
   return tensors;
+}
+
+ResidentModel read_model(const SourceModel& model, const Device& device) {
+  const Architecture& architecture = model.architecture;
+  const at::ScalarType stored = scalar_type(architecture.dtype);
+  std::vector<std::string> names;
+  NamedTensors added;
+  const auto add = [&](const std::vector<NamedShape>& tensors) {
+    for (const NamedShape& tensor : tensors) {
+      if (!tensor.is_added) {
+        names.push_back(tensor.name);
+      } else {
+        added[tensor.name] =
+            at::zeros(tensor.shape, at::TensorOptions(stored).device(device.where()));
+      }
+    }
+  };
+  add(outer_tensors(architecture));
+  for (int block = 0; block < architecture.num_blocks; ++block) {
+    add(block_tensors(architecture, block));
+  }
+  ResidentModel resident{architecture, read_tensors(model.checkpoint, names, device.where()),
+                         device.compute_dtype(stored)};
+  resident.tensors.merge(added);
+  return resident;
 }
 
 std::map<std::string, at::Tensor> read_tensors(const std::filesystem::path& path) {

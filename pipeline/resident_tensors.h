@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/device/device.h"
+#include "pipeline/source_model.h"
+#include "stages/retrain/resident_model.h"
 #include "storage/checkpoint/checkpoint_reader.h"
 #include "storage/io/file.h"
 
@@ -18,6 +21,10 @@ namespace coppice {
 std::map<std::string, at::Tensor> read_tensors(const CheckpointReader& checkpoint,
                                                const std::vector<std::string>& names,
                                                at::Device where);
+
+/// The whole model on the device, as it is stored; biases that no checkpoint has are zeros. On the
+/// device's thread. Throws IoError, CorruptionError.
+ResidentModel read_model(const SourceModel& model, const Device& device);
 
 /// All tensors of one safetensors file, on the CPU. Throws IoError, CorruptionError.
 std::map<std::string, at::Tensor> read_tensors(const std::filesystem::path& path);

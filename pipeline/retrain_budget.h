@@ -1,19 +1,13 @@
 // The memory that retraining takes: a whole model lies in it.
 #pragma once
 
-#include "configs/recipe.h"
-#include "pipeline/device/device.h"
 #include "pipeline/output_directory.h"
-#include "pipeline/plan/run_plan.h"
+#include "pipeline/resident_budget.h"
 #include "stages/retrain_options.h"
 
 namespace coppice {
 
-/// What is needed at the peak, item by item, and what there is. On a CPU `device` has no items.
-struct RetrainBudget {
-  PlannedResource ram;
-  PlannedResource device;
-};
+using RetrainBudget = ResidentBudget;
 
 /// From headers, shapes and what the machine has now. Nothing is refused here.
 RetrainBudget retrain_budget(const SourceModel& model, const OutputDirectory& output,

@@ -133,17 +133,8 @@ Fingerprint RetrainRun::fingerprint() const {
 }
 
 void RetrainRun::load() {
-  const Architecture& architecture = model_.architecture;
-  std::vector<std::string> names;
-  for (const NamedShape& tensor : outer_tensors(architecture)) names.push_back(tensor.name);
-  for (int block = 0; block < architecture.num_blocks; ++block) {
-    for (const NamedShape& tensor : block_tensors(architecture, block)) {
-      names.push_back(tensor.name);
-    }
-  }
-  resident_ = {architecture, read_tensors(model_.checkpoint, names, device_->where()),
-               device_->compute_dtype(scalar_type(architecture.dtype))};
-  zeros_ = count_zeros(architecture,
+  resident_ = read_model(model_, *device_);
+  zeros_ = count_zeros(model_.architecture,
                        [this](const std::string& name) { return resident_.tensors.at(name); });
   if (zeros_.zeros == 0) {
     throw ConfigError(fmt::format(

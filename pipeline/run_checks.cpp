@@ -16,6 +16,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
+bool predicts_next_token(const Architecture& architecture) {
+  return architecture.mask == AttentionMask::kCausal && !architecture.head.empty();
+}
+
 /// Every linear of the blocks.
 std::vector<std::string> linears_of(const Architecture& architecture) {
   std::vector<std::string> names;
@@ -113,9 +117,25 @@ void require_removed(const Architecture& architecture, const PruneOptions& prune
       "linears that read them (down_proj, o_proj)");
 }
 
+/// What scores units by the loss computes with the checkpoint as it is stored.
+void require_loss(const Architecture& architecture) {
+  constexpr const char* kOthers = "choose flap or wanda_sp";
+  if (!predicts_next_token(architecture)) {
+    throw ConfigError(
+        fmt::format("prune.method: snip: needs a loss, and a {} model predicts no next token; {}",
+                    architecture.family, kOthers));
+  }
+  if (architecture.scale_block.is_there()) {
+    throw ConfigError(fmt::format(
+        "prune.method: snip: takes derivatives by weights, and FP8 weights have none; {}",
+        kOthers));
+  }
+}
+
 void check_units(const Recipe& recipe, const Architecture& architecture) {
   const PruneOptions& prune = recipe.prune;
   if (!removes_units(prune.method)) return;
+  if (prune.method == PruneMethod::kSnip) require_loss(architecture);
   require_removed(architecture, prune);
   if (prune.is_sliced) {
     try {
@@ -208,7 +228,7 @@ void check_positions(const Architecture& architecture, int64_t seqlen) {
 
 void require_next_token(const fs::path& directory, const Architecture& architecture,
                         const std::string& what) {
-  if (architecture.mask == AttentionMask::kCausal && !architecture.head.empty()) return;
+  if (predicts_next_token(architecture)) return;
   throw ConfigError(fmt::format("{}: a {} model predicts no next token: {}", directory.string(),
                                 architecture.family, what));
 }

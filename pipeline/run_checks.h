@@ -11,7 +11,8 @@ namespace coppice {
 
 /// What only shows itself once recipe, model and tokens are seen together: a pattern that names
 /// nothing, sparsities for another number of blocks, an M that does not divide, no linear left to
-/// prune, shares of units that remove none or leave no one shape, windows longer than the model's
+/// prune, shares of units that remove none or leave no one shape, a method that needs a loss where
+/// there is none, windows longer than the model's
 /// positions. Throws ConfigError.
 void check_against_model(const Recipe& recipe, const Architecture& architecture,
                          const TokenWindows& tokens);

@@ -123,13 +123,15 @@ void SurveyPass::end(GraphSpan&, size_t recipe, Variant& variant) {
 }
 
 json SurveyPass::unit_scores(const SpanJob& job) const {
+  static const std::map<std::string, at::Tensor> kNone;
+  const auto& given = context_.unit_scores == nullptr ? kNone : *context_.unit_scores;
   json scores = json::array();
   for (const Recipe& recipe : open_recipes_) {
     json of_recipe = json::object();
     for (int half = job.halves.first; wants_scores(recipe) && half < job.halves.last; ++half) {
       for (const auto& [units, share] : targeted_units(job.architecture, half, recipe.prune)) {
         if (share <= 0) continue;
-        const at::Tensor of_units = score_units(job, half, units, recipe.prune, {}).scores;
+        const at::Tensor of_units = score_units(job, half, units, recipe.prune, given).scores;
         of_recipe[in_block(job.architecture, half / 2, units.consumer->name)] =
             step_scores(of_units, units, recipe.prune.head_units);
       }

@@ -61,6 +61,7 @@ std::string_view method_name(PruneMethod method) {
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:
     case PruneMethod::kFlap:
+    case PruneMethod::kSnip:
       break;  // see PruneUnits
   }
   throw std::logic_error("prune: not a method of single weights");
@@ -81,6 +82,7 @@ Products needs_of(PruneMethod method) {
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:
     case PruneMethod::kFlap:
+    case PruneMethod::kSnip:
       break;  // see PruneUnits
   }
   throw std::logic_error("prune: not a method of single weights");
@@ -114,6 +116,7 @@ at::Tensor score(PruneMethod method, const PruneOptions& options, const SpanJob&
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:
     case PruneMethod::kFlap:
+    case PruneMethod::kSnip:
       break;  // see PruneUnits
   }
   throw std::logic_error("prune: a method without a score");

@@ -11,7 +11,7 @@ namespace coppice {
 /// the consumer; rows of shared linears that no unit reads any more. Zeros are +0, shapes stay.
 /// What is targeted are consumers (PruneOptions::targets, ignore, sparsity_map): their units'
 /// producers follow. An expert that no token was routed to is pruned by magnitude, and its report
-/// says so.
+/// says so. Scores of kSnip are those of Variant::unit_scores: without one std::logic_error.
 class PruneUnits final : public Stage {
  public:
   /// Throws std::invalid_argument unless removes_units(options.method).

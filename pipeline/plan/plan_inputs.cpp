@@ -10,6 +10,7 @@
 #include "pipeline/plan/disk_probe.h"
 #include "pipeline/plan/rehearsal.h"
 #include "pipeline/telemetry/process.h"
+#include "pipeline/unit_saliency_pass.h"
 
 namespace coppice {
 namespace {
@@ -129,6 +130,7 @@ RamLimit ram_limit(const ResourceOptions& resources, uint64_t process_bytes) {
 WorkLeft all_work(const Architecture& architecture, const PlannedJob& job) {
   WorkLeft left;
   left.outer_copies = job.num_written;
+  left.scores_units = wants_unit_saliency(job.recipes);
   left.blocks.resize(size_t(architecture.num_blocks));
   std::iota(left.blocks.begin(), left.blocks.end(), 0);
   return left;
@@ -163,6 +165,13 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
                   [](const Recipe& one) { return one.prune.export_masks; })) {
     inputs.mask_bytes = copies * bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
     inputs.output_bytes += copies * left.blocks.size() * bitmask_bytes(architecture);
+  }
+  if (left.scores_units) {
+    const ResidentBudget scoring =
+        unit_saliency_budget(model, inputs.seqlen, recipe.resources, device);
+    require_unit_saliency_fits(scoring);
+    inputs.scoring_ram_bytes = scoring.ram.bytes();
+    inputs.scoring_device_bytes = scoring.device.bytes();
   }
   set_ram_limit(recipe.resources, inputs);
   set_device_limit(recipe.resources, device, inputs);

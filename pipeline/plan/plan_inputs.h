@@ -15,6 +15,7 @@ struct WorkLeft {
   std::vector<int> blocks;     // in order
   int outer_copies = 1;        // of embedding, head and the rest, still to be made
   uint64_t scratch_bytes = 0;  // hidden states that lie in the scratch directory already
+  bool scores_units = false;   // by the loss, with the whole model in memory, before anything else
 };
 
 /// What the process may have of the RAM in all, and who says so: the budget, else nine tenths of
@@ -36,7 +37,7 @@ struct PlannedJob {
 WorkLeft all_work(const Architecture& architecture, const PlannedJob& job);
 
 /// Everything but rates. `output` and `scratch` need not exist: the nearest directory above counts.
-/// Throws IoError.
+/// Throws IoError, and BudgetError where units are to be scored by a model that does not fit.
 PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const ModelSpans& spans,
                        int64_t windows, const Machine& machine, const OutputDirectory& output,
                        const std::filesystem::path& scratch, const WorkLeft& left);

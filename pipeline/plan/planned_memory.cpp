@@ -130,6 +130,13 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
   return items;
 }
 
+/// Units are scored before anything streams; what is larger of the two is the peak.
+void add_scoring(uint64_t scoring_bytes, PlannedResource& resource) {
+  if (scoring_bytes <= resource.bytes()) return;
+  resource.items.push_back({"the whole model before, for scores of units: more than the above",
+                            scoring_bytes - resource.bytes()});
+}
+
 std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t window = window_bytes(in);
   // The inputs of the blocks being stored and of the one at work, and what the latter makes.
@@ -154,6 +161,8 @@ void add_memory(const PlanInputs& in, RunPlan& plan) {
   plan.ram = {"RAM", ram_items(in, plan.settings), in.ram_limit, in.ram_limit_name};
   plan.device = {"device memory", device_items(in, plan.settings), in.device_limit,
                  in.device_limit_name};
+  add_scoring(in.scoring_ram_bytes, plan.ram);
+  if (!in.is_host) add_scoring(in.scoring_device_bytes, plan.device);
   plan.scratch = {"disk for hidden states", scratch_items(in, plan.settings), in.scratch_limit,
                   in.scratch_limit_name};
   plan.output = {

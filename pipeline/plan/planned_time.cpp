@@ -5,17 +5,17 @@
 #include "pipeline/plan/planned_work.h"
 #include "pipeline/plan/stage_time.h"
 #include "pipeline/survey.h"
+#include "stages/model/half_cost.h"
 #include "stages/stage_table.h"
+#include "stages/units/unit_saliency.h"
 
 namespace coppice {
 namespace {
 
 double divided(double amount, double rate) { return rate > 0 ? amount / rate : 0; }
 
-/// The work of one span on all of them.
-PlannedStage over_spans(const PlanInputs& in, std::string name, const StageWork& of_a_span,
-                        const std::string& rehearsed_as) {
-  const StageWork work = spans_to_do(in) * of_a_span;
+PlannedStage timed(const PlanInputs& in, std::string name, const StageWork& work,
+                   const std::string& rehearsed_as) {
   PlannedStage stage{std::move(name), work.cost, 0, ""};
   if (!in.rates.known()) return stage;
   double largest = 0;
@@ -27,6 +27,12 @@ PlannedStage over_spans(const PlanInputs& in, std::string name, const StageWork&
     }
   }
   return stage;
+}
+
+/// The work of one span on all of them.
+PlannedStage over_spans(const PlanInputs& in, std::string name, const StageWork& of_a_span,
+                        const std::string& rehearsed_as) {
+  return timed(in, std::move(name), spans_to_do(in) * of_a_span, rehearsed_as);
 }
 
 PlannedStage over_spans(const PlanInputs& in, const Stage& stage,
@@ -78,6 +84,20 @@ void add_to(std::vector<PlannedStage>& stages, PlannedStage more) {
   same->seconds += more.seconds;
 }
 
+/// Before the run: the whole model, forward and back.
+void add_scoring(const PlanInputs& in, std::vector<PlannedStage>& stages) {
+  if (in.scoring_ram_bytes == 0) return;
+  const Architecture& architecture = in.architecture;
+  const double tokens = double(in.windows) * double(in.seqlen);
+  const int64_t stored_bytes = architecture.dtype == "F32" ? 4 : 2;
+  StageWork work;
+  work.cost =
+      unit_saliency_cost(architecture, in.windows, in.seqlen, stored_bytes, in.compute_bytes);
+  work.attention_products =
+      double(architecture.num_blocks) * linear_flop(architecture, Half::kAttention, 3 * tokens);
+  stages.push_back(timed(in, "unit scores", work, "calibrate"));
+}
+
 /// Before the run: the dense forward once more, and on a few blocks every rate that is tried.
 void add_survey(const PlanInputs& in, std::vector<PlannedStage>& stages) {
   if (std::none_of(in.recipes.begin(), in.recipes.end(), is_open)) return;
@@ -108,6 +128,7 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
     }
   }
   add_survey(in, plan.stages);
+  add_scoring(in, plan.stages);
   if (plan.settings.recompute_targets) {
     const Cost cost = recompute_cost(in);
     plan.stages.push_back(

@@ -184,6 +184,9 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
   if (one_step.prune.method == PruneMethod::kGiven) {  // there are no masks of a slice
     one_step.prune.method = PruneMethod::kMagnitude;
   }
+  if (one_step.prune.method == PruneMethod::kSnip) {  // nor scores of its units
+    one_step.prune.method = PruneMethod::kMagnitudeSp;
+  }
   one_step.prune.export_masks = false;
   one_step.reconstruct.batch_size = std::min(one_step.reconstruct.batch_size, kLargestBatch);
   const int few = int(std::clamp<int64_t>(windows, 2, one_step.reconstruct.batch_size + 1));

@@ -97,6 +97,9 @@ struct PlanInputs {
   bool is_judged = false;  // the held-out windows flow through every recipe's model
   int64_t head_rows = 0;   // of the vocabulary, that judge them at once; 0: there is no head
 
+  /// In all, while units are scored by the whole model before the run; 0: they are not, or were.
+  uint64_t scoring_ram_bytes = 0, scoring_device_bytes = 0;
+
   const ResourceOptions& resources() const { return recipes.front().resources; }
 };
 

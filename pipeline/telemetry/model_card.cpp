@@ -35,7 +35,7 @@ std::string window_text(const json& window) {
 
 std::string pattern_text(const json& prune) {
   const std::string method = prune.at("method");
-  const bool has_units = method.ends_with("_sp") || method == "flap";
+  const bool has_units = method.ends_with("_sp") || method == "flap" || method == "snip";
   return has_units ? "whole neurons and heads" : prune.at("sparsity_type").get<std::string>();
 }
 

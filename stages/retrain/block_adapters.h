@@ -8,11 +8,10 @@
 
 #include "stages/model/architecture.h"
 #include "stages/ops/masked_adamw.h"
+#include "stages/retrain/resident_model.h"  // NamedTensors
 #include "stages/retrain_options.h"
 
 namespace coppice {
-
-using NamedTensors = std::map<std::string, at::Tensor>;
 
 /// Names are those of block_tensors(); parameters of an adapter add ".lora_A" and ".lora_B" to
 /// their linear's. A router stays as it is. One thread.

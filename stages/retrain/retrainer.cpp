@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 
@@ -12,8 +11,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "stages/errors.h"  // NumericalError
-#include "stages/model/block_forward.h"
+#include "stages/errors.h"                // NumericalError
 #include "stages/reconstruct.h"           // learning_rate, num_held_out
 #include "stages/reconstruct/schedule.h"  // epoch_order
 
@@ -37,11 +35,6 @@ int training_windows(const at::Tensor& ids, const RetrainOptions& options) {
   return windows - num_held_out(options.training.validation_fraction, windows);
 }
 
-/// In the dtype of computation, as hidden states are made from it when a model is streamed.
-std::function<at::Tensor(const std::string&)> computed_with(const ResidentModel& model) {
-  return [&model](const std::string& name) { return model.tensors.at(name).to(model.compute); };
-}
-
 void copy_into(at::Tensor& target, const NamedTensors& state, const std::string& name) {
   const auto found = state.find(name);
   if (found == state.end() || found->second.sizes() != target.sizes()) {
@@ -58,12 +51,7 @@ Retrainer::Retrainer(const ResidentModel& model, at::Tensor ids, const RetrainOp
     : model_(model),
       ids_(std::move(ids)),
       options_(options),
-      rotary_(make_rotary_table(model.architecture.rope, model.architecture.head_dim, ids_.size(1),
-                                model.compute, ids_.device())),
-      stem_(gather_stem(model.architecture, computed_with(model))),
-      head_{.architecture = model.architecture,
-            .final = gather_final(model.architecture, computed_with(model)),
-            .rows = model.tensors.at(model.architecture.head)},
+      forward_(model, ids_.size(1)),
       num_training_(training_windows(ids_, options)) {
   const int batch = options.training.batch_size;
   steps_per_epoch_ = (num_training_ + batch - 1) / batch;
@@ -82,28 +70,6 @@ Retrainer::Retrainer(const ResidentModel& model, at::Tensor ids, const RetrainOp
 at::Tensor Retrainer::ids_of(std::span<const int> windows) const {
   const std::vector<int64_t> rows(windows.begin(), windows.end());
   return ids_.index_select(0, at::tensor(rows, at::kLong).to(ids_.device()));
-}
-
-at::Tensor Retrainer::embedded(const at::Tensor& ids) const {
-  const at::Tensor& rows = model_.tensors.at(model_.architecture.embedding);
-  std::vector<at::Tensor> sequences;
-  for (const at::Tensor& sequence : ids.unbind(0)) {
-    const at::Tensor embedding = rows.index_select(0, sequence).to(model_.compute);
-    sequences.push_back(embed(model_.architecture, stem_, embedding));
-  }
-  return at::cat(sequences);  // [tokens, hidden]
-}
-
-at::Tensor Retrainer::block_output(int block, const NamedTensors& tensors, const at::Tensor& hidden,
-                                   int64_t sequences) const {
-  const BlockWeights weights = gather_block(
-      model_.architecture, block, [&](const std::string& name) { return tensors.at(name); });
-  MicroBatch x{hidden,
-               std::vector<int>(static_cast<size_t>(sequences), static_cast<int>(ids_.size(1)))};
-  for (int half = 2 * block; half < 2 * block + 2; ++half) {
-    x.hidden = forward_half(half, model_.architecture, weights, rotary_, x);
-  }
-  return std::move(x.hidden);
 }
 
 bool Retrainer::is_evaluation_due() const {
@@ -134,37 +100,19 @@ void Retrainer::train_step() {
   const at::Tensor ids =
       ids_of(std::span(order).subspan(static_cast<size_t>(first), static_cast<size_t>(count)));
 
-  std::vector<at::Tensor> inputs;  // of every block; the rest is computed again on the way back
-  at::Tensor hidden = embedded(ids);
-  {
-    const at::NoGradGuard no_graph;
-    for (size_t block = 0; block < blocks_.size(); ++block) {
-      inputs.push_back(hidden);
-      hidden = block_output(static_cast<int>(block), blocks_[block].leaves(model_.compute), hidden,
-                            count);
-    }
-  }
-  at::Tensor gradient;
-  const double sum = next_token_loss(head_, hidden, ids, &gradient).item<double>();
-  const double loss = sum / static_cast<double>(count * (ids.size(1) - 1));
+  AdamWStep adamw;
+  adamw.lr = learning_rate(options_.training, progress_.step, num_steps());
+  adamw.step = progress_.step + 1;
+  const auto adapters = [&](int block) -> BlockAdapters& {
+    return blocks_[static_cast<size_t>(block)];
+  };
+  const double loss = forward_.loss_and_gradients(
+      ids, [&](int block) { return adapters(block).leaves(model_.compute); },
+      [&](int block, const NamedTensors& leaves) { adapters(block).step(leaves, adamw); });
   if (!std::isfinite(loss)) {
     progress_.fallback = fmt::format("the loss was not finite at step {} of {}: a smaller rate?",
                                      progress_.step + 1, num_steps());
     return;
-  }
-  hidden.reset();
-
-  AdamWStep adamw;
-  adamw.lr = learning_rate(options_.training, progress_.step, num_steps());
-  adamw.step = progress_.step + 1;
-  for (int block = static_cast<int>(blocks_.size()) - 1; block >= 0; --block) {
-    BlockAdapters& adapters = blocks_[static_cast<size_t>(block)];
-    const NamedTensors leaves = adapters.leaves(model_.compute);
-    const at::Tensor x = inputs[static_cast<size_t>(block)].detach().requires_grad_(block > 0);
-    block_output(block, leaves, x, count).backward(gradient);
-    adapters.step(leaves, adamw);
-    gradient = x.grad();
-    inputs.pop_back();
   }
 
   ++progress_.step;
@@ -215,12 +163,12 @@ std::optional<double> Retrainer::mean_loss(const Values& values, std::span<const
     if (stop && stop()) return std::nullopt;
     const auto part = windows.subspan(first, std::min(batch, windows.size() - first));
     const at::Tensor ids = ids_of(part);
-    at::Tensor hidden = embedded(ids);
+    at::Tensor hidden = forward_.embedded(ids);
     for (size_t block = 0; block < blocks_.size(); ++block) {
-      hidden = block_output(static_cast<int>(block), blocks_[block].merged(values[block]), hidden,
-                            ids.size(0));
+      hidden = forward_.block_output(static_cast<int>(block), blocks_[block].merged(values[block]),
+                                     hidden, ids.size(0));
     }
-    sum += next_token_loss(head_, hidden, ids).item<double>();
+    sum += forward_.loss(hidden, ids).item<double>();
   }
   return sum / static_cast<double>(static_cast<int64_t>(windows.size()) * (ids_.size(1) - 1));
 }

@@ -10,19 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "stages/model/rotary.h"
-#include "stages/model/stem.h"
 #include "stages/retrain/block_adapters.h"
-#include "stages/retrain/next_token_loss.h"
+#include "stages/retrain/resident_forward.h"
 
 namespace coppice {
-
-/// A model on one device, as it is stored.
-struct ResidentModel {
-  Architecture architecture;
-  NamedTensors tensors;  // of all blocks and outside of them
-  at::ScalarType compute = at::kFloat;
-};
 
 /// How far training is, beside the tensors. Losses are means over predicted tokens, in nats;
 /// `validations`, `loss_pruned` and `loss_retrained` are of weights as they would be written.
@@ -82,10 +73,7 @@ class Retrainer {
   void train_step();
   void evaluate_epoch(const Stop& stop);
   void evaluate_result(const Stop& stop);
-  at::Tensor block_output(int block, const NamedTensors& tensors, const at::Tensor& hidden,
-                          int64_t sequences) const;
   at::Tensor ids_of(std::span<const int> windows) const;
-  at::Tensor embedded(const at::Tensor& ids) const;
   /// Mean loss with merged weights; nothing if `stop` ended it.
   std::optional<double> mean_loss(const Values& values, std::span<const int> windows,
                                   const Stop& stop) const;
@@ -95,9 +83,7 @@ class Retrainer {
   const ResidentModel& model_;
   at::Tensor ids_;
   RetrainOptions options_;
-  RotaryTable rotary_;
-  StemWeights stem_;
-  OutputHead head_;
+  ResidentForward forward_;
   std::vector<BlockAdapters> blocks_;
   int num_training_;
   int64_t steps_per_epoch_;

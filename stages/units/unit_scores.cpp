@@ -72,7 +72,9 @@ ScoredUnits score_units(const SpanJob& span, int half, const UnitLayout& units,
       throw std::logic_error("unit scores: none were given for " + consumer);
     }
     scored.scores = found->second;
-    return scored;
+    if (units.consumer->expert < 0 || scored.scores.any().item<bool>()) return scored;
+    scored.method = PruneMethod::kMagnitudeSp;
+    scored.fallback = kNoTokenRouted;
   }
   static const InputStatistics kNothing;
   const InputStatistics* statistics = &kNothing;

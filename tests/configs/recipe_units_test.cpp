@@ -29,7 +29,7 @@ Keys units(const Keys& more) {
 }
 
 TEST(RecipeOfUnits, EveryMethodSolverAndCountIsRead) {
-  for (const char* method : {"random_sp", "magnitude_sp", "wanda_sp", "flap"}) {
+  for (const char* method : {"random_sp", "magnitude_sp", "wanda_sp", "flap", "snip"}) {
     for (const char* solver : {"adamw", "bias", "liar", "liar+adamw"}) {
       for (const char* heads : {"query", "balanced", "group"}) {
         const Recipe recipe = checked({{"prune.method", method},

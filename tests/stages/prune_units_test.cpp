@@ -2,6 +2,9 @@
 #include "stages/prune_units.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/tensor.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <cmath>
@@ -169,6 +172,45 @@ TEST(PruneUnits, AnExpertWithoutTokensIsPrunedByMagnitude) {
   for (const LinearReport& report : span.variant().linears) {
     const bool is_starved = report.name.find("experts.4.") != std::string::npos;
     EXPECT_EQ(report.method, is_starved ? "magnitude_sp" : "wanda_sp") << report.name;
+    EXPECT_EQ(report.fallback, is_starved ? kNoTokenRouted : "") << report.name;
+  }
+}
+
+// ---- scores that were made before the run
+
+TEST(PruneUnits, TheSmallestOfGivenScoresGo) {
+  Span span;
+  span.variant().unit_scores["model.layers.0.self_attn.o_proj"] =
+      at::tensor({0.3F, 0.1F, 0.4F, 0.2F});
+  span.variant().unit_scores["model.layers.0.mlp.down_proj"] = at::arange(33, at::kFloat);
+  span.prune(options_with(PruneMethod::kSnip, 1.0 / 3, 0.5));
+  EXPECT_THAT(span.variant().kept_units.at("model.layers.0.self_attn.o_proj"),
+              IsIdenticalTo(at::tensor({1, 0, 1, 0}).to(at::kBool)));
+  EXPECT_THAT(span.variant().kept_units.at("model.layers.0.mlp.down_proj"),
+              IsIdenticalTo(at::arange(33).ge(11)));
+  for (const LinearReport& report : span.variant().linears) EXPECT_EQ(report.method, "snip");
+}
+
+TEST(PruneUnits, GivenScoresAskForNoStatistics) {
+  const PruneUnits stage(options_with(PruneMethod::kSnip, 0.5, 0.5));
+  EXPECT_EQ(stage.needs(), Products::kNone);
+}
+
+TEST(PruneUnits, ScoresThatNobodyGaveAreAnError) {
+  Span span;
+  EXPECT_THROW(span.prune(options_with(PruneMethod::kSnip, 0.5, 0)), std::logic_error);
+}
+
+TEST(PruneUnits, AnExpertWhoseScoresAreAllZeroIsPrunedByMagnitude) {
+  Span span(testing::tiny_moe());
+  for (int expert = 0; expert < 5; ++expert) {
+    const std::string name = fmt::format("model.layers.0.mlp.experts.{}.down_proj", expert);
+    span.variant().unit_scores[name] = at::arange(11, at::kFloat) * (expert < 4);
+  }
+  span.prune(options_with(PruneMethod::kSnip, 0.5, 0), kMlp);
+  for (const LinearReport& report : span.variant().linears) {
+    const bool is_starved = report.name.find("experts.4.") != std::string::npos;
+    EXPECT_EQ(report.method, is_starved ? "magnitude_sp" : "snip") << report.name;
     EXPECT_EQ(report.fallback, is_starved ? kNoTokenRouted : "") << report.name;
   }
 }
