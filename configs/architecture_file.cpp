@@ -125,7 +125,7 @@ bool fact_of(const ConfigJson& config, const Alternatives& alternatives) {
 
 /// The key that states a size, where one may: the first that is tried, unless it is computed.
 void fill_size_keys(const Family& family, Architecture& architecture) {
-  for (const char* size : {"ffn", "heads", "kv_heads", "head_dim"}) {
+  for (const char* size : {"blocks", "ffn", "heads", "kv_heads", "head_dim"}) {
     const std::string& first = family.dims.at(size).front();
     if (first.find_first_of(" */0123456789") == std::string::npos) {
       architecture.size_keys[size] = first;

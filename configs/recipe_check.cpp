@@ -97,8 +97,87 @@ void check_unit_budget(const PruneOptions& prune, bool has_own_shares) {
   }
 }
 
+/// What of a recipe the removal of layers leaves without a meaning.
+void check_pruning_of_layers(const PruneOptions& prune) {
+  const PruneOptions defaults;  // what a written recipe states of them
+  if (prune.layer_sparsity == 0) {
+    throw ConfigError(
+        "prune.method: similarity: removes layers: how many? prune.layer_sparsity says it");
+  }
+  if (prune.sparsity != defaults.sparsity || !prune.block_sparsities.empty() ||
+      !prune.sparsity_map.empty() || !prune.pattern.is_unstructured() ||
+      prune.comparison != Comparison::kAuto || prune.allocation != Allocation::kUniform ||
+      prune.ffn_sparsity > 0 || prune.head_sparsity > 0 || prune.unit_sparsity > 0 ||
+      !prune.targets.empty() || prune.ignore != defaults.ignore) {
+    throw ConfigError(
+        "prune.method: similarity: removes whole layers: leave out sparsity, sparsity_type, "
+        "block_sparsities, sparsity_map, comparison, allocation, ffn_sparsity, head_sparsity, "
+        "unit_sparsity, targets and ignore; layer_sparsity and layer_units say what goes");
+  }
+  if (prune.statistics == StatisticsOf::kPropagated) {
+    throw ConfigError(
+        "prune.statistics: propagated: similarity is measured on the dense model, before the run; "
+        "leave it out");
+  }
+  if (prune.is_sliced && prune.layer_units != LayerUnits::kBlocks) {
+    throw ConfigError(
+        "prune.structured_output: sliced: a block of a stock class has attention and an MLP, so "
+        "only whole blocks can be cut out; set prune.layer_units to blocks, or write the output "
+        "masked");
+  }
+  if (prune.is_sliced && prune.export_masks) {
+    throw ConfigError(
+        "prune.export_masks: of blocks that are cut out there is nothing to mask; leave it out, or "
+        "write the output masked");
+  }
+}
+
+/// Layers are lost as wholes, so what makes up for them are the layers around them.
+void check_reconstruction_of_layers(const Recipe& recipe) {
+  const ReconstructOptions& reconstruct = recipe.reconstruct;
+  const Window& window = reconstruct.window;
+  if (fits(reconstruct)) {
+    throw ConfigError(
+        "reconstruct.solver: least_squares, liar and bias fit what is left of a linear, and "
+        "similarity removes whole layers; adamw trains the layers that stay");
+  }
+  if (window.kind == WindowKind::kNone) return;
+  if (window.kind == WindowKind::kMatrix) {
+    throw ConfigError(
+        "reconstruct.window: matrix: similarity removes whole layers, and leaves no matrix of "
+        "which a part is to be adapted; choose half-block or more");
+  }
+  if (reconstruct.lr == 0) {
+    throw ConfigError(
+        "reconstruct.lr: auto: rates are tried before it is known which layers go; state one");
+  }
+  const bool is_one_layer = window.kind == WindowKind::kHalfBlock ||
+                            (window.blocks == 1 && recipe.prune.layer_units == LayerUnits::kBlocks);
+  if (is_one_layer && reconstruct.propagation != Propagation::kMixed) {
+    throw ConfigError(
+        "reconstruct.propagation: a window that is one layer is lost as a whole or not at all, and "
+        "by itself has nothing to make up for; choose mixed, so that the layers which stay learn "
+        "to reach the dense model's activations, or windows of more layers, or window none");
+  }
+}
+
+/// What only similarity reads, and what it does not.
+void check_layers(const Recipe& recipe) {
+  const PruneOptions& prune = recipe.prune;
+  if (prune.method == PruneMethod::kSimilarity) {
+    check_pruning_of_layers(prune);
+    check_reconstruction_of_layers(recipe);
+    return;
+  }
+  if (prune.layer_sparsity == 0 && prune.layer_units == PruneOptions{}.layer_units) return;
+  throw ConfigError(
+      "prune.layer_sparsity, prune.layer_units: of method similarity, which removes layers; choose "
+      "it, or leave these out");
+}
+
 /// What only methods that remove units read, and what they do not.
 void check_units(Recipe& recipe, Stated ridge) {
+  if (recipe.prune.method == PruneMethod::kSimilarity) return;  // see check_layers
   const PruneOptions& prune = recipe.prune;
   const PruneOptions defaults;  // what a written recipe states of them
   ReconstructOptions& reconstruct = recipe.reconstruct;
@@ -218,6 +297,7 @@ void check_recipe(Recipe& recipe, const std::vector<std::string>& keys_set_by_us
   check_masks(recipe.prune, stated("prune.method"));
   check_pattern(recipe.prune, stated("prune.sparsity"));
   check_comparison(recipe.prune);
+  check_layers(recipe);
   check_units(recipe, stated("reconstruct.ridge"));
   check_allocation(recipe);
   check_rate(recipe.reconstruct);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 
+#include "configs/errors.h"        // ConfigError
 #include "pipeline/mask_source.h"  // bitmask_name
 #include "stages/units/slice.h"
 
@@ -28,15 +30,54 @@ bool is_side_file(const fs::path& path) {
   return !is_weights && !is_ours && name[0] != '.' && extension != ".tmp";
 }
 
+// How many blocks stay of those before that one.
+int64_t kept_before(int64_t block, const std::vector<int>& cut_out) {
+  return block - (std::lower_bound(cut_out.begin(), cut_out.end(), block) - cut_out.begin());
+}
+
+// What transformers' config.json says of single blocks: the kind of each, or from which on there is
+// a window.
+void cut_from_lists(const std::vector<int>& cut_out, const std::vector<int64_t>& windows,
+                    nlohmann::ordered_json& json) {
+  const auto kinds = json.find("layer_types");
+  const bool has_kinds = kinds != json.end() && kinds->is_array();
+  for (auto block = cut_out.rbegin(); has_kinds && block != cut_out.rend(); ++block) {
+    if (size_t(*block) < kinds->size()) kinds->erase(size_t(*block));
+  }
+  const auto windowed =
+      std::find_if(windows.begin(), windows.end(), [](int64_t window) { return window > 0; });
+  const bool has_both = windowed != windows.begin() && windowed != windows.end();
+  const auto from = json.find("max_window_layers");
+  if (from != json.end() && from->is_number_integer()) {
+    *from = kept_before(from->get<int64_t>(), cut_out);
+  } else if (has_both && !has_kinds) {  // by its default
+    json["max_window_layers"] = kept_before(windowed - windows.begin(), cut_out);
+  }
+}
+
 // config.json with what is written otherwise than it was read: FP8 as bf16, biases that were added,
 // sizes of what was cut out.
 std::string edited_config(const std::string& config, const SourceModel& model,
-                          const std::map<std::string, int64_t>& sizes) {
+                          const std::map<std::string, int64_t>& sizes,
+                          const std::vector<int>& cut_out) {
   nlohmann::ordered_json json = nlohmann::ordered_json::parse(config);
   if (model.architecture.scale_block.is_there()) json.erase("quantization_config");
   for (const std::string& key : model.added_keys) json[key] = true;
   for (const auto& [key, size] : sizes) json[key] = size;
+  if (!cut_out.empty()) cut_from_lists(cut_out, model.architecture.attention_windows, json);
   return json.dump(2) + "\n";
+}
+
+// What nobody knows is copied through under its name, which a block numbered anew makes wrong.
+void require_no_unknown_in_blocks(const SourceModel& model) {
+  for (const std::string& name : model.unknown_tensors) {
+    for (int block = 0; block < model.architecture.num_blocks; ++block) {
+      if (!name.starts_with(in_block(model.architecture, block, ""))) continue;
+      throw ConfigError(
+          "prune.structured_output: sliced: blocks are numbered anew, and nobody knows what " +
+          name + " is for; write the output masked");
+    }
+  }
 }
 
 void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
@@ -51,7 +92,22 @@ OutputDirectory::OutputDirectory(fs::path path, const SourceModel& model)
     : OutputDirectory(std::move(path), model, model.architecture) {}
 
 OutputDirectory::OutputDirectory(fs::path path, const SourceModel& model, Architecture output)
-    : path_(std::move(path)), model_(model), output_(std::move(output)) {}
+    : path_(std::move(path)), model_(model), output_(std::move(output)) {
+  if (output_.num_blocks != model.architecture.num_blocks) require_no_unknown_in_blocks(model);
+}
+
+void OutputDirectory::cut_out(std::vector<int> blocks) {
+  if (int64_t(blocks.size()) + output_.num_blocks != model_.architecture.num_blocks) {
+    throw std::logic_error("output directory: other blocks are cut out than its shapes lack");
+  }
+  cut_out_ = std::move(blocks);
+}
+
+bool OutputDirectory::is_cut_out(int block) const {
+  return std::binary_search(cut_out_.begin(), cut_out_.end(), block);
+}
+
+int OutputDirectory::written_as(int block) const { return int(kept_before(block, cut_out_)); }
 
 std::vector<TensorSpec> OutputDirectory::specs_of(const Architecture& architecture,
                                                   int block) const {
@@ -65,7 +121,11 @@ std::vector<TensorSpec> OutputDirectory::specs_of(const Architecture& architectu
 }
 
 std::vector<TensorSpec> OutputDirectory::block_specs(int block) const {
-  return specs_of(output_, block);
+  if (is_cut_out(block)) return {};
+  std::vector<TensorSpec> specs = specs_of(output_, block);
+  const std::vector<NamedShape> written = block_tensors(output_, written_as(block));
+  for (size_t i = 0; i < specs.size(); ++i) specs[i].name = written[i].name;
+  return specs;
 }
 
 uint64_t OutputDirectory::tensor_bytes() const {
@@ -118,7 +178,7 @@ std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> m
     if (spec.shape != dense[i].shape) continue;  // adapted whole, then cut
     const std::span<std::byte> bytes = image.tensor(spec.name);
     const at::Tensor place = device.view(bytes, spec.shape, scalar_type(spec.dtype));
-    if (place.const_data_ptr() == bytes.data()) places[spec.name] = place;
+    if (place.const_data_ptr() == bytes.data()) places[dense[i].name] = place;
   }
   return places;
 }
@@ -128,7 +188,10 @@ std::span<const std::byte> OutputDirectory::assemble_block(
     const std::function<at::Tensor(const std::string& name)>& tensor) const {
   const std::vector<TensorSpec> specs = block_specs(block);
   const ShardImage image(memory, specs);
-  for (const TensorSpec& spec : specs) copy_bytes(tensor(spec.name), image.tensor(spec.name));
+  const std::vector<NamedShape> read = block_tensors(model_.architecture, block);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    copy_bytes(tensor(read[i].name), image.tensor(specs[i].name));
+  }
   return image.bytes();
 }
 
@@ -205,9 +268,10 @@ void OutputDirectory::copy_side_files() const {
         entry.path().filename() == "config.json" &&
         (model_.architecture.scale_block.is_there() || !model_.added_keys.empty() || is_sliced());
     const std::string text = read_file(entry.path());
-    write_file(
-        path_ / entry.path().filename(),
-        is_edited ? edited_config(text, model_, sliced_sizes(model_.architecture, output_)) : text);
+    write_file(path_ / entry.path().filename(),
+               is_edited ? edited_config(text, model_, sliced_sizes(model_.architecture, output_),
+                                         cut_out_)
+                         : text);
   }
 }
 

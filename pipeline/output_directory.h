@@ -20,13 +20,22 @@ class OutputDirectory {
  public:
   OutputDirectory(std::filesystem::path path, const SourceModel& model);
   /// `output` has the shapes that are written, of tensors of the same names: see
-  /// sliced_architecture().
+  /// sliced_architecture(). Where it has fewer blocks, cut_out() has to say which. Throws
+  /// ConfigError if those would leave tensors behind that nobody knows.
   OutputDirectory(std::filesystem::path path, const SourceModel& model, Architecture output);
+
+  /// Which blocks are not written, ascending: as many as `output` lacks. The others are numbered
+  /// anew; here they are called by the numbers that they have in the model. Before any of them is
+  /// assembled.
+  void cut_out(std::vector<int> blocks);
+  bool is_cut_out(int block) const;
 
   const std::filesystem::path& path() const { return path_; }
   std::string outer_shard() const { return shard_name(0, num_shards()); }
-  std::string block_shard(int block) const { return shard_name(1 + block, num_shards()); }
-  int num_shards() const { return int(model_.architecture.num_blocks) + 1; }
+  std::string block_shard(int block) const {
+    return shard_name(1 + written_as(block), num_shards());
+  }
+  int num_shards() const { return int(output_.num_blocks) + 1; }
 
   /// Memory for the shards of so many blocks side by side, wherever they are; uncut.
   uint64_t largest_image_bytes(int num_blocks = 1) const;
@@ -67,7 +76,8 @@ class OutputDirectory {
 
   /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim; but where
   /// weights were FP8, config.json without its `quantization_config`, and with the keys of biases
-  /// that were added and the sizes of what was cut out.
+  /// that were added and the sizes of what was cut out, and without what it says of single blocks
+  /// that were.
   void copy_side_files() const;
 
   /// Last: from here on the directory loads.
@@ -75,9 +85,12 @@ class OutputDirectory {
 
  private:
   std::vector<TensorSpec> specs_of(const Architecture& architecture, int block) const;
+  /// As they are written; none of a block that is cut out.
   std::vector<TensorSpec> block_specs(int block) const;
+  int written_as(int block) const;  // its number in the output
   bool is_sliced() const {
-    return output_.ffn != model_.architecture.ffn || output_.heads != model_.architecture.heads;
+    return output_.num_blocks != model_.architecture.num_blocks ||
+           output_.ffn != model_.architecture.ffn || output_.heads != model_.architecture.heads;
   }
   std::vector<std::string> outer_names() const;
   uint64_t tensor_bytes() const;  // of all that is written
@@ -86,6 +99,7 @@ class OutputDirectory {
   std::filesystem::path path_;
   const SourceModel& model_;
   Architecture output_;
+  std::vector<int> cut_out_;  // blocks
 };
 
 }  // namespace coppice

@@ -97,7 +97,7 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
     Adapted& adapted = blocks.emplace_back();
     adapted.recipe = recipe;
     adapted.block = block;
-    if (outputs_[recipe].is_written) {
+    if (outputs_[recipe].is_written && !directory.is_cut_out(block)) {
       const auto part = directory.part_of(part_of(span, recipe), what.first_block, block);
       adapted.image = directory.assemble_block(part, block, span, variant, device);
       adapted.masks = directory.assemble_masks(block, variant);

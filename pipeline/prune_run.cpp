@@ -22,6 +22,7 @@
 #include "pipeline/token_windows.h"
 #include "pipeline/unit_saliency_pass.h"
 #include "pipeline/unit_trials_run.h"
+#include "stages/layer_similarity.h"  // removed_blocks
 #include "stages/units/slice.h"
 
 namespace coppice {
@@ -213,6 +214,10 @@ bool PruneRun::survey(PassContext& context) {
     if (InterruptGuard::requested()) return false;  // in its last span
   }
   recipes_ = close_recipes(recipes, state_->surveys(), model_.architecture);
+  for (size_t recipe = 0; recipe < recipes_.size(); ++recipe) {
+    const PruneOptions& prune = recipes_[recipe].recipe.prune;
+    if (prune.is_sliced) outputs_[recipe].directory.cut_out(removed_blocks(prune));
+  }
   return true;
 }
 

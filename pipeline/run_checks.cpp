@@ -4,8 +4,9 @@
 
 #include <algorithm>
 
-#include "configs/errors.h"  // ConfigError
-#include "stages/targets.h"  // is_target
+#include "configs/errors.h"           // ConfigError
+#include "stages/layer_similarity.h"  // num_removed_layers
+#include "stages/targets.h"           // is_target
 #include "stages/units/slice.h"
 #include "stages/units/targeted_units.h"
 #include "stages/units/unit_scores.h"  // num_kept_units
@@ -132,18 +133,33 @@ void require_loss(const Architecture& architecture) {
   }
 }
 
+void require_one_shape(const PruneOptions& prune, const Architecture& architecture) {
+  if (!prune.is_sliced) return;
+  try {
+    sliced_architecture(architecture, prune);
+  } catch (const std::invalid_argument& error) {
+    throw ConfigError(fmt::format("prune.structured_output: sliced: {}", error.what()));
+  }
+}
+
+void check_layers(const PruneOptions& prune, const Architecture& architecture) {
+  if (prune.method != PruneMethod::kSimilarity) return;
+  const auto num_blocks = int(architecture.num_blocks);
+  const int layers = num_layers(prune.layer_units, num_blocks);
+  if (num_removed_layers(prune, num_blocks) >= layers) {
+    throw ConfigError(
+        fmt::format("prune.layer_sparsity: {}: of the {} layers of the model that leaves none",
+                    prune.layer_sparsity, layers));
+  }
+  require_one_shape(prune, architecture);
+}
+
 void check_units(const Recipe& recipe, const Architecture& architecture) {
   const PruneOptions& prune = recipe.prune;
   if (!removes_units(prune.method)) return;
   if (prune.method == PruneMethod::kSnip) require_loss(architecture);
   require_removed(architecture, prune);
-  if (prune.is_sliced) {
-    try {
-      sliced_architecture(architecture, prune);
-    } catch (const std::invalid_argument& error) {
-      throw ConfigError(fmt::format("prune.structured_output: sliced: {}", error.what()));
-    }
-  }
+  require_one_shape(prune, architecture);
   if (recipe.reconstruct.solver != Solver::kBias ||
       recipe.reconstruct.window.kind == WindowKind::kNone) {
     return;
@@ -206,6 +222,7 @@ void check_against_model(const Recipe& recipe, const Architecture& architecture,
   if (!any_target) {
     throw ConfigError("prune.targets and prune.ignore leave no linear of the model to prune");
   }
+  check_layers(recipe.prune, architecture);
   check_units(recipe, architecture);
   check_positions(architecture, tokens.seqlen);
 }

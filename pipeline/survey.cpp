@@ -6,6 +6,7 @@
 #include "configs/errors.h"
 #include "pipeline/unit_allocation.h"
 #include "stages/allocation.h"
+#include "stages/layer_similarity.h"
 
 namespace coppice {
 namespace {
@@ -70,14 +71,45 @@ json close_units(size_t index, const std::map<int, json>& surveys, const Archite
   return allocate_by_scores(architecture, scores, recipe);
 }
 
+json removed_layers(const PruneOptions& prune) {
+  json removed = json::array();
+  for (const int half : prune.removed_halves) {
+    const bool is_attention = half_of(half) == Half::kAttention;
+    const bool is_block = prune.layer_units == LayerUnits::kBlocks;
+    if (is_block && !is_attention) continue;
+    const char* layer = is_block ? "block" : is_attention ? "attention" : "mlp";
+    removed.push_back({{"block", half / 2}, {"layer", layer}});
+  }
+  return removed;
+}
+
+json close_layers(const std::map<int, json>& surveys, Recipe& recipe) {
+  std::vector<LayerSimilarities> similarities;
+  json found = {{"attention", json::array()}, {"mlp", json::array()}, {"block", json::array()}};
+  for (const auto& [first_block, survey] : surveys) {
+    for (const json& block : survey.at("similarities")) {
+      for (auto& [layer, values] : found.items()) values.push_back(block.at(layer));
+      similarities.push_back({block.at("attention"), block.at("mlp"), block.at("block")});
+    }
+  }
+  recipe.prune.removed_halves = most_similar_halves(similarities, recipe.prune);
+  found["removed"] = removed_layers(recipe.prune);
+  return found;
+}
+
 }  // namespace
 
 bool wants_outliers(const Recipe& recipe) { return recipe.prune.allocation == Allocation::kOwl; }
 bool wants_scores(const Recipe& recipe) { return recipe.prune.allocation == Allocation::kGlobal; }
 bool wants_rate(const Recipe& recipe) { return recipe.reconstruct.lr == 0; }
 
+bool wants_similarities(const Recipe& recipe) {
+  return recipe.prune.method == PruneMethod::kSimilarity && recipe.prune.removed_halves.empty();
+}
+
 bool is_open(const Recipe& recipe) {
-  return wants_outliers(recipe) || wants_scores(recipe) || wants_rate(recipe);
+  return wants_outliers(recipe) || wants_scores(recipe) || wants_rate(recipe) ||
+         wants_similarities(recipe);
 }
 
 const std::vector<double>& tried_rates() {
@@ -105,6 +137,9 @@ std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
     }
     if (wants_scores(recipes[index])) {
       result.found["allocation"] = close_units(index, surveys, architecture, result.recipe);
+    }
+    if (wants_similarities(recipes[index])) {
+      result.found["similarity"] = close_layers(surveys, result.recipe);
     }
   }
   return closed;

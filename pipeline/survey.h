@@ -10,9 +10,10 @@
 
 namespace coppice {
 
-bool wants_outliers(const Recipe& recipe);  // `allocation: owl`
-bool wants_scores(const Recipe& recipe);    // `allocation: global`
-bool wants_rate(const Recipe& recipe);      // `lr: auto`
+bool wants_outliers(const Recipe& recipe);      // `allocation: owl`
+bool wants_scores(const Recipe& recipe);        // `allocation: global`
+bool wants_rate(const Recipe& recipe);          // `lr: auto`
+bool wants_similarities(const Recipe& recipe);  // `method: similarity`
 /// Whether the recipe wants a survey.
 bool is_open(const Recipe& recipe);
 
@@ -30,7 +31,7 @@ struct SurveyedRecipe {
 
 /// `surveys`: by block, what SurveyPass recorded. The rate with the smallest geometric mean over
 /// the trials' windows of (held-out loss / that of the pruned weights); of equal ones the smaller.
-/// Pure function.
+/// Layers go by most_similar_halves(). Pure function.
 std::vector<SurveyedRecipe> close_recipes(const std::vector<Recipe>& recipes,
                                           const std::map<int, nlohmann::json>& surveys,
                                           const Architecture& architecture);

@@ -32,8 +32,16 @@ bool wants_statistics(const Recipe& recipe) {
   return wants_outliers(recipe) || wants_scores(recipe);
 }
 
+/// One that only makes the dense forward of trial blocks measure similarities.
+Recipe measuring_similarities(Recipe recipe) {
+  recipe.reconstruct.window = {WindowKind::kNone};
+  recipe.reconstruct.propagation = Propagation::kDense;
+  return recipe;
+}
+
 /// What the pass adapts, a recipe a trial; and, where weights or units are scored, one that only
-/// makes the dense forward of trial blocks gather what they are scored with.
+/// makes the dense forward of trial blocks gather what they are scored with; and the same of
+/// layers.
 std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
   std::vector<Recipe> all;
   for (const auto& [recipe, lr] : trials_of(recipes)) {
@@ -41,12 +49,36 @@ std::vector<Recipe> recipes_of(const std::vector<Recipe>& recipes) {
     trial.reconstruct.lr = lr;
     trial.prune.export_masks = false;
   }
+  const auto similar = std::find_if(recipes.begin(), recipes.end(), wants_similarities);
+  if (similar != recipes.end()) all.push_back(measuring_similarities(*similar));
   if (std::none_of(recipes.begin(), recipes.end(), wants_statistics)) return all;
   Recipe& scored = all.emplace_back(recipes.front());
   const bool has_sums = std::any_of(recipes.begin(), recipes.end(), wants_sums);
   scored.prune.method = has_sums ? PruneMethod::kFlap : PruneMethod::kWanda;
   scored.reconstruct.window = {WindowKind::kNone};
   return all;
+}
+
+/// Of the dense forward of all other blocks; none where nobody asks.
+std::optional<Calibrate::Options> measured_options(const std::vector<Recipe>& recipes) {
+  const auto any = [&](bool (*wants)(const Recipe&)) {
+    return std::any_of(recipes.begin(), recipes.end(), wants);
+  };
+  if (!any(wants_statistics) && !any(wants_similarities)) return std::nullopt;
+  return Calibrate::Options{.statistics = any(wants_statistics) ? Calibrate::Statistics::kSquares
+                                                                : Calibrate::Statistics::kNone,
+                            .wants_sums = any(wants_sums),
+                            .wants_similarities = any(wants_similarities)};
+}
+
+/// By block, {attention, mlp, block}.
+json similarities_of(const SpanJob& job) {
+  json similarities = json::array();
+  for (const auto& [block, of_block] : job.similarities) {
+    similarities.push_back(
+        {{"attention", of_block.attention}, {"mlp", of_block.mlp}, {"block", of_block.block}});
+  }
+  return similarities;
 }
 
 /// Of a matrix that no held-out token reaches there is none.
@@ -68,11 +100,9 @@ SurveyPass::SurveyPass(PassContext& context, const std::vector<Recipe>& recipes,
       open_recipes_(recipes),
       trials_(trials_of(recipes)),
       layout_(layout) {
-  if (std::any_of(recipes.begin(), recipes.end(), wants_statistics)) {
-    score_statistics_ = std::make_unique<Calibrate>(
-        Calibrate::Options{.statistics = Calibrate::Statistics::kSquares,
-                           .wants_sums = std::any_of(recipes.begin(), recipes.end(), wants_sums),
-                           .convert = context.plan.settings.convert});
+  if (std::optional<Calibrate::Options> options = measured_options(recipes)) {
+    options->convert = context.plan.settings.convert;
+    score_statistics_ = std::make_unique<Calibrate>(*options);
   }
 }
 
@@ -154,8 +184,10 @@ void SurveyPass::leave(GraphSpan& span, SpanJob& job) {
   }
   const json scores = unit_scores(job);
   std::lock_guard lock(found_mutex_);
-  found_[work_of(span).span.first_block] = {
-      {"outlier_ratios", ratios}, {"unit_scores", scores}, {"trials", tried_}};
+  found_[work_of(span).span.first_block] = {{"outlier_ratios", ratios},
+                                            {"unit_scores", scores},
+                                            {"similarities", similarities_of(job)},
+                                            {"trials", tried_}};
   tried_ = json::array();
 }
 

@@ -1,4 +1,4 @@
-// The pass before the run: outliers and scores of every block, rates tried on some.
+// The pass before the run: outliers, scores and similarities of every block, rates tried on some.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -14,8 +14,9 @@ namespace coppice {
 /// the dense forward runs. Sparsities of trials are the recipe's own, owl or not. Records a
 /// `survey` of every span under its first block:
 /// {"outlier_ratios": by recipe, by block of the span (null: nothing is targeted there),
-/// "unit_scores": by recipe, {consumer: step_scores()} of the span, "trials": [{recipe, lr,
-/// log_errors}], one a window.
+/// "unit_scores": by recipe, {consumer: step_scores()} of the span, "similarities": by block of the
+/// span, {attention, mlp, block}, where they are wanted, "trials": [{recipe, lr, log_errors}], one
+/// a window. The dense model's activations are read, whatever the recipes' propagation.
 class SurveyPass final : public BlockPass {
  public:
   /// One trial: which of the run's recipes, with which rate.

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "stages/finite.h"
+#include "stages/layer_similarity.h"
 #include "stages/model/block_forward.h"
 #include "stages/model/half_cost.h"
 #include "stages/ops/column_squares.h"
@@ -114,6 +115,11 @@ Cost Calibrate::cost(const SpanShape& shape) const {
   Cost cost;
   cost.bytes_moved = boundary * stored;  // the span's input
   double copies = 0, activations = 0, widened = 0;
+  if (options_.wants_similarities) {  // three cosines of pairs in fp32, and what entered the block
+    cost.bytes_touched +=
+        boundary * static_cast<double>(shape.halves.last - shape.halves.first) * 1.5 * 8 * 4;
+    widened = 3 * 4.0 * seqlen * static_cast<double>(architecture.hidden);
+  }
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
     const Half kind = half_of(half);
     cost.product_flop += linear_flop(architecture, kind, tokens);
@@ -176,18 +182,22 @@ void Calibrate::run(WindowJob& job) const {
   std::vector<int> order(static_cast<size_t>(inputs->num_windows()));
   std::iota(order.begin(), order.end(), 0);
   inputs->announce(order);
+  SimilarityMeans similarities;
   for (const int window : order) {
     const bool is_held_out = window >= num_gram_windows(inputs->num_windows());
     MicroBatch x = inputs->read({&window, 1});
     for (const HalfAtWork& half : halves) {
+      const at::Tensor entering = options_.wants_similarities ? x.hidden : at::Tensor();
       x.hidden = forward_half(half.number, span.architecture, half.weights, span.rotary, x,
                               is_held_out ? half.observe_held_out : half.observe);
       require_storable(half.output_name, x.hidden, span.architecture.dtype);
       if (half.sink) half.sink->write(window, x.hidden);
       // Blocks that travel together see what they would see alone.
       if (half_of(half.number) == Half::kMlp) x.hidden = as_stored(span, x.hidden);
+      if (options_.wants_similarities) similarities.add(half.number, entering, x.hidden);
     }
   }
+  if (options_.wants_similarities) span.similarities = similarities.means();
   for (auto& [input, statistics] : span.statistics) {
     if (statistics.gram.defined()) mirror_gram(statistics.gram);
   }

@@ -9,7 +9,8 @@ namespace coppice {
 /// every boundary somebody will ask for, and accumulates InputStatistics: squares over all windows
 /// (fp32, summed in fp64), Gram matrices over those that are not held out, so that what is fitted
 /// to them can be judged on the rest. An expert's are of the tokens routed to it alone; where there
-/// are none, they are zeros and count no token. The micro-batch is one calibration window.
+/// are none, they are zeros and count no token. SpanJob::similarities, where they are wanted, are
+/// of all windows and whole blocks. The micro-batch is one calibration window.
 class Calibrate final : public Stage {
  public:
   enum class Statistics { kNone, kSquares, kGram };  // kGram: squares as well
@@ -18,7 +19,8 @@ class Calibrate final : public Stage {
   enum class Convert { kAhead, kOnUse };
   struct Options {
     Statistics statistics = Statistics::kNone;
-    bool wants_sums = false;  // of columns, beside their squares
+    bool wants_sums = false;          // of columns, beside their squares
+    bool wants_similarities = false;  // between what enters layers and what leaves them
     Convert convert = Convert::kAhead;
     /// Whose activations the dense weights see: kPropagated for statistics of what the adapted
     /// prefix makes, which writes no boundary and forgets the statistics there were.

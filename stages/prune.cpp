@@ -57,6 +57,8 @@ std::string_view method_name(PruneMethod method) {
       return "sparsegpt";
     case PruneMethod::kGiven:
       return "given";
+    case PruneMethod::kSimilarity:
+      break;  // see RemoveLayers
     case PruneMethod::kRandomSp:
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:
@@ -78,6 +80,8 @@ Products needs_of(PruneMethod method) {
       return Products::kStatistics;
     case PruneMethod::kSparseGpt:  // norms for what it falls back to
       return Products::kStatistics | Products::kGram;
+    case PruneMethod::kSimilarity:
+      break;  // see RemoveLayers
     case PruneMethod::kRandomSp:
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:
@@ -112,6 +116,8 @@ at::Tensor score(PruneMethod method, const PruneOptions& options, const SpanJob&
     case PruneMethod::kSparseGpt:
     case PruneMethod::kGiven:
       break;  // no scores: see decide()
+    case PruneMethod::kSimilarity:
+      break;  // see RemoveLayers
     case PruneMethod::kRandomSp:
     case PruneMethod::kMagnitudeSp:
     case PruneMethod::kWandaSp:

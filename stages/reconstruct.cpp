@@ -7,6 +7,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "stages/layer_similarity.h"  // is_removed
 #include "stages/model/half_cost.h"
 #include "stages/reconstruct/keep_best.h"
 #include "stages/reconstruct/least_squares.h"
@@ -25,6 +26,33 @@ std::string window_name(HalfRange halves) {
   return half_of(halves.first) == Half::kAttention ? "attention" : "mlp";
 }
 
+/// Norms of a layer that went act on where they come after it.
+bool has_norm_after(const Architecture& architecture, Half half) {
+  return std::any_of(architecture.norms.begin(), architecture.norms.end(), [&](const auto& norm) {
+    return norm.half == half && norm.role.starts_with("after_");
+  });
+}
+
+/// Of a window whose layers went or stayed as wholes: nothing is left that could be trained, or it
+/// has the dense model's weights and reads what its targets are made of.
+bool has_nothing_to_win(const WindowJob& job, const ReconstructOptions& options) {
+  const PruneOptions& prune = job.variant->prune;
+  if (prune.method != PruneMethod::kSimilarity) return false;
+  bool is_trained = false, differs = false;
+  for (int half = job.halves.first; half < job.halves.last; ++half) {
+    const bool is_gone = is_removed(prune, half);
+    const bool has_norm =
+        options.train_norms && has_norm_after(job.span.architecture, half_of(half));
+    is_trained = is_trained || !is_gone || has_norm;
+    differs = differs || is_gone;
+  }
+  const bool has_own_targets = options.propagation == Propagation::kMixed;
+  if (has_own_targets && !prune.removed_halves.empty()) {
+    differs = differs || prune.removed_halves.front() < job.halves.first;
+  }
+  return !is_trained || !differs;
+}
+
 }  // namespace
 
 Products Reconstruct::needs() const {
@@ -36,6 +64,7 @@ Products Reconstruct::needs() const {
 void Reconstruct::run(WindowJob& job) const {
   if (job.variant == nullptr) throw std::logic_error("reconstruct: the window has no variant");
   if (job.variant->masks.empty() && !trains_adamw(options_)) return;  // nothing is to be fitted
+  if (has_nothing_to_win(job, options_)) return;
   const auto begin = std::chrono::steady_clock::now();
   const std::string window = window_name(job.halves);
   const std::string name = in_block(job.span.architecture, job.halves.first_block(), window);

@@ -9,6 +9,10 @@ namespace coppice {
 /// products in the compute dtype, keep-best judged on the held-out windows with weights rounded as
 /// they will be written. If nothing beats the pruned weights they stay; a non-finite loss halves
 /// the rate and restarts, at most twice. See ReconstructOptions.
+///
+/// Where layers went (PruneMethod::kSimilarity), windows that have nothing to win stay as they are
+/// and get no report: those of which nothing is left, and those that make what the dense model
+/// does.
 class Reconstruct final : public Stage {
  public:
   explicit Reconstruct(ReconstructOptions options) : options_(options) {}

@@ -6,9 +6,10 @@
 
 #include "stages/propagate.h"  // adapt: what the next window starts from
 #include "stages/propagation.h"
-#include "stages/prune.h"        // adapt: masks of single weights
-#include "stages/prune_units.h"  // adapt: masks of whole neurons and heads
-#include "stages/reconstruct.h"  // adapt: kept weights
+#include "stages/prune.h"          // adapt: masks of single weights
+#include "stages/prune_units.h"    // adapt: masks of whole neurons and heads
+#include "stages/reconstruct.h"    // adapt: kept weights
+#include "stages/remove_layers.h"  // adapt: masks of whole layers
 
 namespace coppice {
 namespace {
@@ -31,6 +32,7 @@ std::string missing_products(Products needed, Products given) {
 
 std::unique_ptr<Stage> prune_stage(const PruneOptions& prune, KeepMasks keep) {
   if (removes_units(prune.method)) return std::make_unique<PruneUnits>(prune, keep);
+  if (prune.method == PruneMethod::kSimilarity) return std::make_unique<RemoveLayers>(prune, keep);
   return std::make_unique<Prune>(prune, keep);
 }
 
@@ -44,6 +46,9 @@ Calibrate::Options statistics_of(const PruneOptions& prune, const ReconstructOpt
   if (contains(wanted, Products::kStatistics)) options.statistics = Calibrate::Statistics::kSquares;
   if (contains(wanted, Products::kGram)) options.statistics = Calibrate::Statistics::kGram;
   options.wants_sums = contains(wanted, Products::kSums);
+  // Which layers go is not known yet: this is for who will decide it.
+  options.wants_similarities =
+      prune.method == PruneMethod::kSimilarity && prune.removed_halves.empty();
   // Also where nothing is reconstructed: the same matrices serve all recipes of a sweep.
   options.held_out_fraction = reconstruct.validation_fraction;
   return options;
@@ -112,6 +117,7 @@ std::unique_ptr<Stage> forward_stage(const std::vector<VariantOptions>& variants
     }
     all.statistics = std::max(all.statistics, options.statistics);
     all.wants_sums = all.wants_sums || options.wants_sums;
+    all.wants_similarities = all.wants_similarities || options.wants_similarities;
     all.held_out_fraction = options.held_out_fraction;
   }
   all.convert = convert;

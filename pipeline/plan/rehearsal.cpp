@@ -73,6 +73,7 @@ class Rehearsal {
                 .rotary = rotary_,
                 .boundaries = boundaries_,
                 .statistics = {},
+                .similarities = {},
                 .variants = {}};
     Variant variant;
     variant.prune = recipe_.prune;
@@ -180,8 +181,10 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
                                    const Rates& rates, const RehearsalLimits& limits) {
   Recipe one_step = recipe;
   one_step.reconstruct.epochs = 1;
-  one_step.reconstruct.window.blocks = 1;              // what a token takes is not more in several
-  if (one_step.prune.method == PruneMethod::kGiven) {  // there are no masks of a slice
+  one_step.reconstruct.window.blocks = 1;  // what a token takes is not more in several
+  // There are no masks of a slice, and which layers go is not known.
+  if (one_step.prune.method == PruneMethod::kGiven ||
+      one_step.prune.method == PruneMethod::kSimilarity) {
     one_step.prune.method = PruneMethod::kMagnitude;
   }
   if (one_step.prune.method == PruneMethod::kSnip) {  // nor scores of its units

@@ -35,6 +35,7 @@ std::string window_text(const json& window) {
 
 std::string pattern_text(const json& prune) {
   const std::string method = prune.at("method");
+  if (method == "similarity") return "whole layers";
   const bool has_units = method.ends_with("_sp") || method == "flap" || method == "snip";
   return has_units ? "whole neurons and heads" : prune.at("sparsity_type").get<std::string>();
 }
@@ -58,6 +59,16 @@ constexpr const char* kCutOut =
     "Removed neurons and heads are cut out: matrices and checkpoint are smaller, `config.json` "
     "states the new sizes, and "
     "stock software loads it like the dense one.\n\n";
+
+constexpr const char* kBlocksCutOut =
+    "Removed blocks are cut out, norms and all: the checkpoint is smaller, the others are numbered "
+    "anew, `config.json` states how many there are, and stock software loads it like the dense "
+    "one.\n\n";
+
+std::string form_text(const json& prune) {
+  if (prune.value("structured_output", "masked") != "sliced") return kStoredZeros;
+  return prune.at("method") == "similarity" ? kBlocksCutOut : kCutOut;
+}
 
 std::string calibration_text(const json& calibration) {
   const auto samples = calibration.at("nsamples").get<int64_t>();
@@ -96,7 +107,7 @@ std::string model_card(const json& report, const std::string& base_card) {
                 "kept weights adapted window by window ({}, {}) to the dense model's activations",
                 window_text(reconstruct.at("window")),
                 reconstruct.at("solver").get<std::string>()));
-  card += prune.value("structured_output", "masked") == "sliced" ? kCutOut : kStoredZeros;
+  card += form_text(prune);
   if (const json& model = report.at("model"); model.contains("note")) {
     card += fmt::format("Of {}: {}.\n\n", base, model.at("note").get<std::string>());
   }

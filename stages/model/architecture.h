@@ -137,8 +137,8 @@ struct Architecture {
   int64_t num_token_types = 0;
   int64_t first_position_row = 0;  // of `positions`: that of the first token
   std::vector<int64_t> eos_token_ids;
-  /// Keys of config.json that state sizes, by their name here: "ffn", "heads", "kv_heads",
-  /// "head_dim"; those that are stated, and do not follow from others.
+  /// Keys of config.json that state sizes, by their name here: "blocks", "ffn", "heads",
+  /// "kv_heads", "head_dim"; those that are stated, and do not follow from others.
   std::map<std::string, std::string> size_keys;
 
   const LinearSpec& linear(const std::string& role) const;  // throws std::out_of_range

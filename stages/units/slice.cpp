@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "stages/layer_similarity.h"  // num_removed_layers
 #include "stages/units/targeted_units.h"
 #include "stages/units/unit_scores.h"
 
@@ -65,9 +66,25 @@ void slice_ffn(int64_t kept, Architecture& architecture) {
   architecture.ffn = kept;
 }
 
+/// Which of them go is found later: their number is known.
+Architecture with_fewer_blocks(const Architecture& architecture, const PruneOptions& options) {
+  require_key(architecture, "blocks");
+  for (const NormSpec& norm : architecture.norms) {
+    if (!norm.role.starts_with("after_")) continue;
+    throw std::invalid_argument(fmt::format(
+        "{} comes after its layer: it stays where that is zero, and would go with a block that is "
+        "cut out; write the output masked",
+        norm.name));
+  }
+  Architecture sliced = architecture;
+  sliced.num_blocks -= num_removed_layers(options, static_cast<int>(architecture.num_blocks));
+  return sliced;
+}
+
 }  // namespace
 
 Architecture sliced_architecture(const Architecture& architecture, const PruneOptions& options) {
+  if (options.method == PruneMethod::kSimilarity) return with_fewer_blocks(architecture, options);
   Architecture sliced = architecture;
   for (const auto& [kind, kept] : uniform_counts(architecture, options)) {
     if (kind == Kind::kHeads) slice_heads(kept, options, sliced);
@@ -79,6 +96,9 @@ Architecture sliced_architecture(const Architecture& architecture, const PruneOp
 
 std::map<std::string, int64_t> sliced_sizes(const Architecture& dense, const Architecture& sliced) {
   std::map<std::string, int64_t> sizes;
+  if (sliced.num_blocks != dense.num_blocks) {
+    sizes[dense.size_keys.at("blocks")] = sliced.num_blocks;
+  }
   if (sliced.ffn != dense.ffn) sizes[dense.size_keys.at("ffn")] = sliced.ffn;
   if (sliced.heads != dense.heads) {  // what followed from their number no longer does
     sizes[dense.size_keys.at("heads")] = sliced.heads;

@@ -1,4 +1,5 @@
-// Cuts removed units out: smaller matrices, which stock software loads by a smaller config.json.
+// Cuts out what was removed: smaller matrices or fewer blocks, which stock software loads by a
+// smaller config.json.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,9 +13,11 @@
 namespace coppice {
 
 /// What `architecture` becomes when every block loses the units that the options ask for: sizes and
-/// shapes of linears. Throws std::invalid_argument, saying what would do, where that has no one
-/// shape: blocks or experts that keep different numbers, query heads that leave key-value heads
-/// with different numbers, heads of a class that knows their width by the number of them alone.
+/// shapes of linears; or the number of blocks, when some go as wholes (PruneMethod::kSimilarity).
+/// Throws std::invalid_argument, saying what would do, where that has no one shape: blocks or
+/// experts that keep different numbers, query heads that leave key-value heads with different
+/// numbers, heads of a class that knows their width by the number of them alone; and where norms
+/// act on behind a layer that is zero.
 Architecture sliced_architecture(const Architecture& architecture, const PruneOptions& options);
 
 /// The keys of config.json that say so, with their new values.

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 
+#include "configs/errors.h"  // ConfigError
 #include "storage/errors.h"
 #include "storage/io/file.h"
 #include "tests/support/small_checkpoint.h"
@@ -45,9 +46,9 @@ std::vector<std::string> tensors_in(const fs::path& shard) {
 // The output of a model, as its own directory.
 class Output {
  public:
-  explicit Output(const fs::path& model_directory)
+  explicit Output(const fs::path& model_directory, int num_cut_out = 0)
       : model(open_model(model_directory, {})),
-        directory(dir_.path(), model),
+        directory(dir_.path(), model, with_fewer_blocks(model.architecture, num_cut_out)),
         device_(make_device({.device = "cpu"})) {}
 
   FileRecord write_block(int block, const Variant& variant = {}) {
@@ -69,11 +70,16 @@ class Output {
   fs::path path(const std::string& name) const { return dir_ / name; }
 
  private:
+  static Architecture with_fewer_blocks(Architecture architecture, int num_cut_out) {
+    architecture.num_blocks -= num_cut_out;
+    return architecture;
+  }
+
   TempDir dir_;
 
  public:
   const SourceModel model;
-  const OutputDirectory directory;
+  OutputDirectory directory;
 
  private:
   std::unique_ptr<Device> device_;
@@ -261,6 +267,75 @@ TEST(OutputDirectory, NothingAdaptedIsTheModelItself) {
       EXPECT_EQ(stored_bytes(written, name), stored_bytes(source, name)) << folder << " " << name;
     }
   }
+}
+
+// ---- blocks that are cut out ----
+
+/// A model of four blocks without the second one, as it is written.
+class WithoutABlock : public ::testing::Test {
+ protected:
+  const json& write(const json& more = json::object()) {
+    json config = small_config(4, 16, 8, 31);
+    config.update(more);
+    write_checkpoint(source_.path(), config);
+    output_ = std::make_unique<Output>(source_.path(), 1);
+    output_->directory.write_outer();
+    output_->directory.cut_out({1});
+    for (const int block : {0, 2, 3}) output_->write_block(block);
+    output_->directory.copy_side_files();
+    output_->directory.write_index();
+    return config_ = json::parse(read_file(output_->path("config.json")));
+  }
+  TempDir source_;
+  std::unique_ptr<Output> output_;
+  json config_;
+};
+
+TEST_F(WithoutABlock, TheOthersAreNumberedAnew) {
+  EXPECT_EQ(write().at("num_hidden_layers"), 3);
+  const SourceModel written = open_model(output_->directory.path(), {});
+  EXPECT_TRUE(written.unknown_tensors.empty());
+  const SourceModel& model = output_->model;
+  for (const auto& [now, before] : std::map<int, int>{{0, 0}, {1, 2}, {2, 3}}) {
+    for (const NamedShape& tensor : block_tensors(written.architecture, now)) {
+      const std::string name = tensor.name.substr(in_block(model.architecture, now, "").size());
+      EXPECT_EQ(stored_bytes(written.checkpoint, tensor.name),
+                stored_bytes(model.checkpoint, in_block(model.architecture, before, name)));
+    }
+  }
+  const json index = json::parse(read_file(written.checkpoint.index_path()));
+  EXPECT_EQ(index.at("metadata").at("total_size"), written.checkpoint.total_bytes());
+  EXPECT_EQ(output_->directory.block_shard(3), "model-00004-of-00004.safetensors");
+}
+
+TEST_F(WithoutABlock, ListsOfBlocksLoseItsEntry) {
+  const json kinds = {"full_attention", "sliding_attention", "full_attention", "full_attention"};
+  write({{"layer_types", kinds}, {"max_window_layers", 3}});
+  EXPECT_EQ(config_.at("layer_types"),
+            json({"full_attention", "full_attention", "full_attention"}));
+  EXPECT_EQ(config_.at("max_window_layers"), 2);
+}
+
+TEST_F(WithoutABlock, WindowsThatStartByDefaultStartWhereTheyDid) {
+  write();
+  EXPECT_FALSE(config_.contains("max_window_layers"));
+  json many = small_config(30, 16, 8, 31);
+  many.update({{"architectures", {"Qwen3ForCausalLM"}},
+               {"use_sliding_window", true},
+               {"sliding_window", 7}});
+  write_checkpoint(source_.path(), many);
+  Output output(source_.path(), 2);
+  output.directory.cut_out({3, 29});
+  output.directory.copy_side_files();
+  const json config = json::parse(read_file(output.path("config.json")));
+  EXPECT_EQ(config.at("max_window_layers"), 27);  // of 28
+}
+
+TEST_F(WithoutABlock, ATensorOfABlockThatNobodyKnowsIsRefused) {
+  write_checkpoint(source_.path(), small_config(4, 16, 8, 31),
+                   {{"model.layers.2.self_attn.rotary_emb.inv_freq", "F32", {4}}});
+  EXPECT_NO_THROW(Output(source_.path(), 0));
+  EXPECT_THROW(Output(source_.path(), 1), ConfigError);
 }
 
 float from_bf16(const std::string& bytes, size_t index) {

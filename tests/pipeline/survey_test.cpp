@@ -111,7 +111,39 @@ TEST(Survey, TrialsAreOnTheFirstMiddleAndLastBlockOnce) {
   EXPECT_THAT(trial_blocks(1), ElementsAre(0));
 }
 
+Recipe without_layers(LayerUnits units) {
+  Recipe recipe;
+  recipe.prune.method = PruneMethod::kSimilarity;
+  recipe.prune.layer_units = units;
+  recipe.prune.layer_sparsity = 0.33;
+  return recipe;
+}
+
+TEST(Survey, SimilaritiesOfSpansSayWhichLayersGo) {
+  const auto layers = [](double attention, double mlp, double block) {
+    return json{{"attention", attention}, {"mlp", mlp}, {"block", block}};
+  };
+  const std::map<int, json> surveys = {
+      // spans of two blocks
+      {0, {{"similarities", {layers(0.1, 0.8, 0.2), layers(0.9, 0.3, 0.7)}}}},
+      {2, {{"similarities", {layers(0.2, 0.4, 0.6)}}}}};
+  const auto closed =
+      close_recipes({without_layers(LayerUnits::kBlocks), without_layers(LayerUnits::kSublayers)},
+                    surveys, kArchitecture);
+  EXPECT_THAT(closed[0].recipe.prune.removed_halves, ElementsAre(2, 3));
+  const json& found = closed[0].found.at("similarity");
+  EXPECT_EQ(found.at("block"), json({0.2, 0.7, 0.6}));
+  EXPECT_EQ(found.at("mlp"), json({0.8, 0.3, 0.4}));
+  EXPECT_EQ(found.at("removed"), json::array({{{"block", 1}, {"layer", "block"}}}));
+  EXPECT_THAT(closed[1].recipe.prune.removed_halves, ElementsAre(1, 2));
+  EXPECT_EQ(
+      closed[1].found.at("similarity").at("removed"),
+      json::array({{{"block", 0}, {"layer", "mlp"}}, {{"block", 1}, {"layer", "attention"}}}));
+  for (const SurveyedRecipe& recipe : closed) EXPECT_FALSE(is_open(recipe.recipe));
+}
+
 TEST(Survey, OnlyOpenRecipesWantOne) {
+  EXPECT_TRUE(is_open(without_layers(LayerUnits::kMlp)));
   EXPECT_FALSE(is_open(Recipe{}));
   EXPECT_TRUE(is_open(with_open_rate()));
 }

@@ -38,6 +38,12 @@ TEST(StageTable, WindowsArePrunedThenReconstructed) {
   }
 }
 
+TEST(StageTable, LayersGoLikeAnythingElse) {
+  EXPECT_THAT(stages_with(PruneMethod::kSimilarity, WindowKind::kHalfBlock, Propagation::kMixed),
+              ElementsAre("prune", "reconstruct", "propagate"));
+  EXPECT_THAT(stages_with(PruneMethod::kSimilarity, WindowKind::kNone), ElementsAre("prune"));
+}
+
 TEST(StageTable, WithoutAWindowThereIsNoReconstruction) {
   EXPECT_THAT(stages_with(PruneMethod::kWanda, WindowKind::kNone), ElementsAre("prune"));
 }

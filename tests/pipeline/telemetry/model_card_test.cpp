@@ -135,5 +135,15 @@ TEST(ModelCard, SaysWhatTheWeightsWereStoredAs) {
   EXPECT_THAT(model_card(report(), ""), Not(HasSubstr("FP8")));
 }
 
+TEST(ModelCard, LayersThatWentAreSaidToBeZeroOrCutOut) {
+  json layers = report();
+  layers["recipe"]["prune"] = {{"method", "similarity"}, {"sparsity_type", "unstructured"}};
+  EXPECT_THAT(model_card(layers, ""),
+              AllOf(HasSubstr("similarity whole layers"), HasSubstr("The zeros are stored")));
+  layers["recipe"]["prune"]["structured_output"] = "sliced";
+  EXPECT_THAT(model_card(layers, ""),
+              AllOf(HasSubstr("Removed blocks are cut out"), Not(HasSubstr("neurons"))));
+}
+
 }  // namespace
 }  // namespace coppice

@@ -41,8 +41,32 @@ PruneOptions options_with(double ffn, double heads, HeadUnits how = HeadUnits::k
   return options;
 }
 
+PruneOptions options_without_layers(double share) {
+  PruneOptions options;
+  options.method = PruneMethod::kSimilarity;
+  options.layer_sparsity = share;
+  return options;
+}
+
 std::vector<int64_t> shape(const Architecture& architecture, const std::string& role) {
   return {architecture.linear(role).out, architecture.linear(role).in};
+}
+
+TEST(SlicedArchitecture, HasFewerBlocksWhereLayersGo) {
+  Architecture dense = with_keys(tiny_llama(10));
+  dense.size_keys["blocks"] = "num_hidden_layers";
+  const Architecture sliced = sliced_architecture(dense, options_without_layers(0.3));
+  EXPECT_EQ(sliced.num_blocks, 7);
+  EXPECT_EQ(shape(sliced, "q"), shape(dense, "q"));
+  EXPECT_THAT(sliced_sizes(dense, sliced), ElementsAre(Pair("num_hidden_layers", 7)));
+}
+
+TEST(SlicedArchitecture, NormsThatWouldStayWhereALayerIsZeroAreRefused) {
+  Architecture dense = with_keys(tiny_llama(10));
+  dense.size_keys["blocks"] = "num_hidden_layers";
+  dense.norms.front().role = "after_attention";
+  EXPECT_THAT([&] { sliced_architecture(dense, options_without_layers(0.3)); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("write the output masked")));
 }
 
 TEST(SlicedArchitecture, HasSmallerMatricesAndSaysSoInItsConfig) {
