@@ -3,6 +3,7 @@
 import json
 import unittest
 
+import h5py
 import numpy as np
 from families_test import FamilyTest
 from support import as_float, report, tensors
@@ -169,17 +170,23 @@ class Structured(FamilyTest):
                     self.check_zeros_and_bytes(model, output)
 
     def test_a_killed_run_continues_to_the_same_bytes(self):
+        self.check_kills(3, prune_method="flap")
+
+    def test_a_killed_run_that_scores_by_the_loss_continues_to_the_same_bytes(self):
+        self.check_kills(2, prune_method="snip")
+
+    def check_kills(self, rounds, **more):
         model, dataset = self.model("llama_bias_llama3_fp32"), self.tokens(300)
 
         def arguments(output, resume):
-            keys = {"prune_method": "flap", "ffn_sparsity": 0.5, "head_sparsity": 0.5}
+            keys = {"ffn_sparsity": 0.5, "head_sparsity": 0.5} | more
             keys |= {"solver": "liar+adamw", "propagation": "mixed", "export_masks": "true"}
             return self.run_arguments(
                 model, dataset, self.dir / output, resume=resume, **keys
             )
 
         seconds = self.coppice(*arguments("undisturbed", False)).seconds
-        for output in self.continued_after_kills(arguments, 3, seconds):
+        for output in self.continued_after_kills(arguments, rounds, seconds):
             self.assertEqual(
                 tensors(self.dir / output), tensors(self.dir / "undisturbed")
             )
@@ -254,6 +261,60 @@ class Structured(FamilyTest):
             self.assertEqual(
                 tensors(self.dir / output), tensors(self.dir / "undisturbed")
             )
+
+    def test_snip_ranks_by_the_slope_of_the_loss(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        name, seqlen = "llama_bias_llama3_fp32", 32
+        model = self.model(name)
+        output = self.pruned(model, "out", prune_method="snip", window="none")
+        with h5py.File(self.dir / "tokens.h5") as file:
+            ids = torch.tensor(file["input_ids"][: 8 * seqlen], dtype=torch.long)
+        loaded = self.loaded(AutoModelForCausalLM, model)
+        weights = {
+            name: parameter
+            for name, parameter in loaded.named_parameters()
+            if name.endswith("down_proj.weight")
+        }
+        scores = dict.fromkeys(weights, 0)
+        for window in ids.view(8, seqlen):
+            loaded.zero_grad()
+            loaded(window[None], labels=window[None]).loss.backward()
+            for name, weight in weights.items():
+                scores[name] += (weight * weight.grad).sum(0).abs().detach().numpy()
+        made, told = tensors(output), report(output)
+        for name, values in scores.items():
+            kept = np.any(as_float(made[name]) != 0, axis=0)
+            self.assertGreater(values[kept].min(), values[~kept].max() * 0.999)
+        for block in told["blocks"]:
+            self.assertEqual({linear["method"] for linear in block["linears"]}, {"snip"})
+        self.assertGreater(told["totals"]["stages"]["unit scores"]["seconds"], 0)
+        self.assertEqual(list((self.dir / "out.work").glob("*.safetensors")), [])
+
+    def test_scores_by_the_loss_want_the_whole_model_in_memory(self):
+        model, dataset = self.model(), self.tokens(300)
+        keys = {"prune_method": "snip", "ffn_sparsity": 0.5, "ram_budget": "16MiB"}
+        arguments = self.run_arguments(model, dataset, self.dir / "out", **keys)
+        for command in (arguments, ["plan", *arguments[1:]]):
+            said = self.coppice(*command, expect=5).stderr
+            self.assertIn("the model as it is stored", said)
+            self.assertIn("flap and wanda_sp need no more than a few blocks", said)
+        self.assertFalse((self.dir / "out").exists())
+        plan = self.coppice("plan", *arguments[1:-2], "--ram-budget", "4GiB", "--json")
+        self.assertIn(
+            "unit scores", [stage["name"] for stage in json.loads(plan.stdout)["stages"]]
+        )
+
+    def test_scores_by_the_loss_want_a_loss(self):
+        keys = {"prune_method": "snip", "ffn_sparsity": 0.5}
+        arguments = self.run_arguments(
+            self.model("bert_fp32"), self.tokens(300), self.dir / "out", **keys
+        )
+        for command in (arguments, ["plan", *arguments[1:]]):
+            said = self.coppice(*command, expect=2).stderr
+            self.assertIn("predicts no next token; choose flap or wanda_sp", said)
+        self.assertFalse((self.dir / "out").exists())
 
     def test_what_is_refused(self):
         model, dataset = self.model(), self.tokens(300)

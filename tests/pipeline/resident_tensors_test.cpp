@@ -34,6 +34,20 @@ TEST(ResidentTensors, HaveTheBytesOfTheCheckpoint) {
   }
 }
 
+TEST(ResidentTensors, OfAWholeModelAddedBiasesAreZeros) {
+  const testing::TempDir dir;
+  testing::write_checkpoint(dir.path(), testing::small_config(2, 16, 24, 20));
+  SourceModel model = open_model(dir.path(), {});
+  add_biases(model);
+  const ResidentModel resident = read_model(model, *make_device({.device = "cpu"}));
+  EXPECT_GT(resident.tensors.size(), model.checkpoint.names().size());
+  for (const auto& [name, tensor] : resident.tensors) {
+    if (model.checkpoint.has(name)) continue;
+    EXPECT_TRUE(name.ends_with("_proj.bias")) << name;
+    EXPECT_FALSE(tensor.any().item<bool>()) << name;
+  }
+}
+
 TEST(ResidentTensors, AreOnlyThoseThatAreAskedFor) {
   const testing::TempDir dir;
   testing::write_checkpoint(dir.path(), testing::small_config(1, 16, 24, 20));

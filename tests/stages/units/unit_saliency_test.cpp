@@ -64,7 +64,8 @@ double scaled_loss(ResidentModel model, const at::Tensor& ids, const std::string
 }
 
 /// [units]: means of |L(1 + ε) − L(1 − ε)| / 2ε. Of fp32 losses: a large ε, and a second one that
-/// takes its error of the third order away.
+/// takes its error of the third order away. Half of it leaves more of what fp32 rounds, twice of it
+/// shows the fifth order (heads before a router bend the loss most).
 at::Tensor by_differences(const ResidentModel& model, const at::Tensor& ids,
                           const std::string& consumer, const UnitLayout& units) {
   at::Tensor scores = at::zeros({units.count}, at::TensorOptions(at::kFloat));
@@ -77,22 +78,21 @@ at::Tensor by_differences(const ResidentModel& model, const at::Tensor& ids,
         };
         return (loss(1 + epsilon) - loss(1 - epsilon)) / (2 * epsilon);
       };
-      sum += std::abs((4 * slope(0.1) - slope(0.2)) / 3);
+      sum += std::abs((4 * slope(0.05) - slope(0.1)) / 3);
     }
     scores[unit] = sum / double(ids.size(0));
   }
   return scores;
 }
 
-void expect_differences(const ResidentModel& model, const at::Tensor& ids,
-                        double tolerance = 1e-5) {
+void expect_differences(const ResidentModel& model, const at::Tensor& ids) {
   const NamedTensors scores = unit_saliency(model, ids).value();
   size_t consumers = 0;
   for (int half = 0; half < 2 * model.architecture.num_blocks; ++half) {
     for (const UnitLayout& units : unit_layouts(model.architecture, half_of(half))) {
       const std::string name = in_block(model.architecture, half / 2, units.consumer->name);
       const at::Tensor expected = by_differences(model, ids, name, units);
-      EXPECT_LT((scores.at(name) - expected).abs().max().item<double>(), tolerance) << name;
+      EXPECT_LT((scores.at(name) - expected).abs().max().item<double>(), 2e-5) << name;
       EXPECT_GE(scores.at(name).min().item<double>(), 0);
       ++consumers;
     }
@@ -114,8 +114,8 @@ TEST(UnitSaliency, ExpertsHaveNeuronsOfTheirOwn) {
   const at::Tensor ids = counting_text(1, kSeqlen);
   const NamedTensors scores = unit_saliency(model, ids).value();
   EXPECT_EQ(scores.size(), 2 * (1 + 5));
-  // What heads do to the router's softmax bends the loss more: the fifth order is seen.
-  expect_differences(model, ids, 2e-4);
+  EXPECT_GT(scores.at("model.layers.1.mlp.experts.0.down_proj").max().item<double>(), 1e-3);
+  expect_differences(model, ids);
 }
 
 TEST(UnitSaliency, AnExpertWithoutTokensHasNoSlope) {
