@@ -54,6 +54,12 @@ class PruneRun {
  public:
   explicit PruneRun(const PruneRunOptions& options);
   RunResult execute();
+  /// Throws what a run that has not started would be refused by.
+  void require_possible() {
+    if (!fs::exists(options_.work / "journal.bin")) {
+      make_plan(all_work(model_.architecture, options_.job()));
+    }
+  }
 
  private:
   Fingerprint fingerprint() const;
@@ -222,9 +228,7 @@ bool PruneRun::survey(PassContext& context) {
 }
 
 RunResult PruneRun::execute() {
-  if (!fs::exists(options_.work / "journal.bin")) {
-    make_plan(all_work(model_.architecture, options_.job()));
-  }
+  require_possible();
   std::vector<fs::path> directories;
   directories.reserve(outputs_.size());
   for (const RecipeOutput& output : outputs_) directories.push_back(output.directory.path());
@@ -416,7 +420,7 @@ void check_sweep(const std::vector<NamedRecipe>& recipes) {
 RunResult prune_run(const PruneRunOptions& options) {
   const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
   if (!trials) return PruneRun(options).execute();
-  check_output_directory(options.output, options.work);  // not in the morning
+  PruneRun(options).require_possible();  // what comes behind hours of trials is refused before them
   const RunResult measured = PruneRun(trials->options).execute();
   const bool is_interrupted =
       measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();

@@ -237,6 +237,15 @@ class Structured(FamilyTest):
                 )
                 self.assertEqual(tensors(again), tensors(output))
 
+    def test_what_does_not_fit_is_refused_before_the_trials(self):
+        arguments = self.run_arguments(
+            *[self.model(), self.tokens(300), self.dir / "never"],
+            **{"prune_method": "flap", "ffn_sparsity": 0.5, "allocation": "measured"},
+            **{"ram_budget": "1MiB"},
+        )
+        self.coppice(*arguments, expect=5)
+        self.assertEqual(list(self.dir.rglob("trials")), [])
+
     def test_neurons_and_heads_can_share_a_budget(self):
         model = self.model("qwen3_moe_fp32")
         keys = {"ffn_sparsity": 0, "head_sparsity": 0, "unit_sparsity": 0.4}
