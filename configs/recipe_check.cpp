@@ -91,9 +91,14 @@ void check_unit_budget(const PruneOptions& prune, bool has_own_shares) {
         "head_sparsity, say it");
   }
   if (!is_uniform && prune.is_sliced) {
-    throw ConfigError(
+    const auto nearest = [&](double share) {
+      return prune.unit_sparsity > 0 ? prune.unit_sparsity : share;
+    };
+    throw ConfigError(fmt::format(
         "prune.structured_output: sliced: blocks that keep different numbers of neurons and heads "
-        "have no one shape; write them masked, or set prune.allocation to uniform");
+        "have no one shape; write them masked, or take the nearest uniform width: allocation "
+        "uniform, ffn_sparsity {}, head_sparsity {}",
+        nearest(prune.ffn_sparsity), nearest(prune.head_sparsity)));
   }
 }
 

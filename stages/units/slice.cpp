@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 #include "stages/layer_similarity.h"  // num_removed_layers
@@ -13,22 +16,39 @@ namespace {
 
 using Kind = UnitLayout::Kind;
 
-/// How many units every block, and every expert, keeps.
-std::map<Kind, int64_t> uniform_counts(const Architecture& architecture,
-                                       const PruneOptions& options) {
-  std::map<Kind, int64_t> counts;
+/// How many units of one kind the blocks, and experts, keep.
+struct Widths {
+  UnitLayout units;  // one of them: all have as many
+  std::vector<int64_t> kept;
+};
+
+std::map<Kind, Widths> widths_of(const Architecture& architecture, const PruneOptions& options) {
+  std::map<Kind, Widths> widths;
   for (int half = 0; half < 2 * architecture.num_blocks; ++half) {
     for (const auto& [units, sparsity] : targeted_units(architecture, half, options)) {
-      const int64_t kept = num_kept_units(sparsity, units, options.head_units);
-      const int64_t others = counts.emplace(units.kind, kept).first->second;
-      if (kept == others) continue;
-      throw std::invalid_argument(fmt::format(
-          "block {} keeps {} of its {}, others {}: one config.json has one number for all; leave "
-          "out what tells blocks apart, or write the output masked",
-          half / 2, kept, name_of(units.kind), others));
+      Widths& of_kind = widths.try_emplace(units.kind, Widths{units, {}}).first->second;
+      of_kind.kept.push_back(num_kept_units(sparsity, units, options.head_units));
     }
   }
-  return counts;
+  return widths;
+}
+
+/// The width that all have, or the refusal that names the nearest one they could have.
+int64_t one_width(const Widths& widths, HeadUnits how) {
+  const auto [least, most] = std::ranges::minmax(widths.kept);
+  if (least == most) return most;
+  const auto of_all = static_cast<double>(widths.units.count);
+  const double mean = std::accumulate(widths.kept.begin(), widths.kept.end(), 0.0) /
+                      static_cast<double>(widths.kept.size());
+  const double sparsity = std::round(1e4 * (1 - mean / of_all)) / 1e4;  // as it is printed
+  const std::string kind = name_of(widths.units.kind);
+  throw std::invalid_argument(fmt::format(
+      "blocks keep from {} to {} of {} {}, and one config.json has one number for all: the nearest "
+      "uniform width is {}, by prune.{}: {} with nothing that tells blocks apart; or write the "
+      "output masked",
+      least, most, widths.units.count, kind == "ffn" ? "neurons" : kind,
+      num_kept_units(sparsity, widths.units, how), kind == "ffn" ? "ffn_sparsity" : "head_sparsity",
+      sparsity));
 }
 
 void require_key(const Architecture& architecture, const std::string& size) {
@@ -86,7 +106,8 @@ Architecture with_fewer_blocks(const Architecture& architecture, const PruneOpti
 Architecture sliced_architecture(const Architecture& architecture, const PruneOptions& options) {
   if (options.method == PruneMethod::kSimilarity) return with_fewer_blocks(architecture, options);
   Architecture sliced = architecture;
-  for (const auto& [kind, kept] : uniform_counts(architecture, options)) {
+  for (const auto& [kind, widths] : widths_of(architecture, options)) {
+    const int64_t kept = one_width(widths, options.head_units);
     if (kind == Kind::kHeads) slice_heads(kept, options, sliced);
     if (kind == Kind::kFfn) slice_ffn(kept, sliced);
   }

@@ -386,7 +386,7 @@ class Structured(FamilyTest):
                     **{"prune_method": "flap", "ffn_sparsity": 0.5, "allocation": "measured"},
                     "structured_output": "sliced",
                 },
-                "have no one shape",
+                "nearest uniform width: allocation uniform, ffn_sparsity 0.5, head_sparsity 0",
             ),
             (
                 {

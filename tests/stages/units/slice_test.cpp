@@ -131,7 +131,9 @@ INSTANTIATE_TEST_SUITE_P(Reasons, SlicedArchitectureRefuses,
                          ::testing::Values(Refused{options_with(0, 0.5, HeadUnits::kQuery), true,
                                                    "choose head_units balanced or group"},
                                            Refused{of_one_block(options_with(0.5, 0)), true,
-                                                   "block 1 keeps 33 of its ffn, others 16"},
+                                                   "blocks keep from 16 to 33 of 33 neurons"},
+                                           Refused{of_one_block(options_with(0.5, 0)), true,
+                                                   "width is 24, by prune.ffn_sparsity: 0.2576"},
                                            Refused{options_with(0, 0.5), false, "no key for heads"},
                                            Refused{options_with(0.5, 0), false, "no key for ffn"}));
 
