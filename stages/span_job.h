@@ -86,6 +86,7 @@ struct WindowReport {
   int64_t steps = 0;
   double lr = 0;
   int retries = 0;
+  int micro_batch = 0;   // sequences at once, where a GPU's memory did not do for a batch; else 0
   std::string fallback;  // empty, or why the pruned weights stayed
   double seconds = 0;
 };

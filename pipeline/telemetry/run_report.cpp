@@ -52,6 +52,7 @@ json block_report(int block, const std::string& prefix, const Variant& variant) 
                        {"ridge", std::isinf(window.ridge) ? json() : json(window.ridge)},
                        {"lr", window.lr},
                        {"retries", window.retries},
+                       {"micro_batch", window.micro_batch},
                        {"fallback", window.fallback},
                        {"seconds", window.seconds}});
   }

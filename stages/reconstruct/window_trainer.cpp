@@ -1,6 +1,7 @@
 #include "stages/reconstruct/window_trainer.h"
 
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
@@ -20,7 +21,8 @@ WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
       name_(std::move(name)),
       data_(window_data(span, halves, options)),
       weights_(span, halves, variant, options),
-      split_(hold_out(options, data_.inputs->num_windows(), name_)) {}
+      split_(hold_out(options, data_.inputs->num_windows(), name_)),
+      micro_batch_(static_cast<size_t>(options.batch_size)) {}
 
 void WindowTrainer::run(WindowReport& report) {
   {
@@ -62,10 +64,12 @@ void WindowTrainer::train(WindowReport& report) {
   ReconstructOptions options = options_;
   Attempt last;
   for (report.retries = 0;; ++report.retries, options.lr /= 2) {
-    last = attempt(options, report.validation_reconstructed);
+    last = attempt_in_memory(options, report.validation_reconstructed);
     if (last.is_finite || report.retries == kMaxRetries) break;
     weights_.restart();
   }
+  const auto batch = static_cast<size_t>(options.batch_size);
+  report.micro_batch = micro_batch_ < batch ? static_cast<int>(micro_batch_) : 0;
   report.lr = options.lr;
   report.steps = last.steps;
   if (!last.is_finite) {
@@ -88,6 +92,18 @@ void WindowTrainer::keep(const std::vector<at::Tensor>& values) {
     variant_.mark_trained(weights_.names()[i]);
   }
   weights_.restart();
+}
+
+WindowTrainer::Attempt WindowTrainer::attempt_in_memory(const ReconstructOptions& options,
+                                                        double validation_to_beat) {
+  try {
+    return attempt(options, validation_to_beat);
+  } catch (const c10::OutOfMemoryError&) {
+    if (micro_batch_ < static_cast<size_t>(options.batch_size) || micro_batch_ == 1) throw;
+  }
+  micro_batch_ = (micro_batch_ + 1) / 2;
+  weights_.restart();
+  return attempt(options, validation_to_beat);
 }
 
 WindowTrainer::Attempt WindowTrainer::attempt(const ReconstructOptions& options,
@@ -131,14 +147,28 @@ at::Tensor WindowTrainer::run_epoch(const ReconstructOptions& options, int epoch
 }
 
 at::Tensor WindowTrainer::accumulate_gradients(std::span<const int> batch) {
-  const at::Tensor output =
-      window_output(span_, halves_, weights_.leaves(), data_.inputs->read(batch));
-  // No graph through the loss: its gradient takes the place of the output, which no node has kept.
-  at::Tensor gradient = output.detach();
-  const at::Tensor target = data_.targets->read(batch).hidden;
-  const at::Tensor error = loss_gradient_(options_.loss, gradient, target);
-  output.backward(gradient);
-  return error;
+  at::Tensor sum;
+  double terms = 0;
+  for (size_t first = 0; first < batch.size(); first += micro_batch_) {
+    const auto part = batch.subspan(first, std::min(micro_batch_, batch.size() - first));
+    const at::Tensor output =
+        window_output(span_, halves_, weights_.leaves(), data_.inputs->read(part));
+    // No graph through the loss: its gradient takes the place of the output, which no node has
+    // kept.
+    at::Tensor gradient = output.detach();
+    const at::Tensor target = data_.targets->read(part).hidden;
+    const at::Tensor error = loss_gradient_(options_.loss, gradient, target);
+    sum = sum.defined() ? sum.add_(error) : error;
+    if (part.size() == batch.size()) {
+      output.backward(gradient);
+      return sum;
+    }
+    const double of_part = loss_terms(options_.loss, gradient);
+    output.backward(gradient.mul_(of_part));  // of the part's sum: parts may differ in length
+    terms += of_part;
+  }
+  weights_.scale_gradients(1 / terms);
+  return sum;
 }
 
 double WindowTrainer::evaluate(const std::vector<at::Tensor>& values,

@@ -13,7 +13,9 @@
 
 namespace coppice {
 
-/// See Reconstruct. `name` seeds the shuffle ("model.layers.3.attention"). One thread.
+/// See Reconstruct. Where libtorch says that the device is out of memory, a batch is from then on
+/// worked on in two micro-batches, and the report says so; the second time c10::OutOfMemoryError is
+/// let through. `name` seeds the shuffle ("model.layers.3.attention"). One thread.
 class WindowTrainer {
  public:
   /// Throws std::invalid_argument if there are fewer than two calibration windows.
@@ -38,6 +40,8 @@ class WindowTrainer {
   void train(WindowReport& report);
   void keep(const std::vector<at::Tensor>& values);
   Attempt attempt(const ReconstructOptions& options, double validation_to_beat);
+  /// Where the device has no memory for whole batches, once more with halves of them.
+  Attempt attempt_in_memory(const ReconstructOptions& options, double validation_to_beat);
   /// One epoch's loss, summed over its steps on the device; advances `step`.
   at::Tensor run_epoch(const ReconstructOptions& options, int epoch, int64_t num_steps,
                        int64_t& step);
@@ -53,6 +57,7 @@ class WindowTrainer {
   WindowData data_;
   WindowWeights weights_;
   HoldOut split_;
+  size_t micro_batch_;  // sequences whose activations lie in memory at once
 };
 
 }  // namespace coppice

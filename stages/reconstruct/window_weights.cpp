@@ -111,6 +111,12 @@ void WindowWeights::step(const AdamWStep& step) {
   }
 }
 
+void WindowWeights::scale_gradients(double factor) {
+  for (Trained& trained : trained_) {
+    if (trained.leaf.grad().defined()) trained.leaf.mutable_grad().mul_(factor);
+  }
+}
+
 void WindowWeights::restart() {
   const at::NoGradGuard no_graph;
   for (size_t i = 0; i < trained_.size(); ++i) {

@@ -32,6 +32,9 @@ class WindowWeights {
   /// The window's tensors in the compute dtype; the trained ones are leaves that collect gradients.
   const WindowBlocks& leaves() const { return leaves_; }
 
+  /// Of all that have one.
+  void scale_gradients(double factor);
+
   /// Updates every trained tensor by its gradient, and releases the gradients. Where AdamW trains.
   /// What has no gradient, an expert without tokens, stays as it is.
   void step(const AdamWStep& step);

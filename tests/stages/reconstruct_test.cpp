@@ -217,6 +217,40 @@ TEST(Reconstruct, TailBatchIsAStepOfItsOwn) {
   EXPECT_EQ(run(span, kMlp, options).steps, 6);
 }
 
+// ---- device memory ----
+
+class ReconstructInHalves : public ::testing::TestWithParam<Loss> {};
+
+TEST_P(ReconstructInHalves, TrainsTheSameWhereMemoryDoesForHalfABatch) {
+  ReconstructOptions options = options_with(1e-2);
+  options.loss = GetParam();
+  options.batch_size = 4;  // the last batch of seven windows has three: one part is shorter
+  TinySpan whole(kWindows, at::kFloat, at::kFloat), halves(kWindows, at::kFloat, at::kFloat);
+  halves.boundaries.most_at_once = 2;
+  const WindowReport of_whole = run(whole, kBlock, options);
+  const WindowReport of_halves = run(halves, kBlock, options);
+  EXPECT_EQ(of_whole.micro_batch, 0);
+  EXPECT_EQ(of_halves.micro_batch, 2);
+  EXPECT_EQ(of_halves.steps, of_whole.steps);
+  EXPECT_EQ(of_halves.kept, "adamw");
+  for (const auto& [name, tensor] : whole.variant().adapted) {
+    EXPECT_THAT(halves.variant().adapted.at(name), IsCloseTo(tensor)) << name;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Losses, ReconstructInHalves,
+                         ::testing::Values(Loss::kMse, Loss::kCosine, Loss::kMseNormalized));
+
+TEST(Reconstruct, MemoryThatDoesNotDoForHalfABatchEitherEndsTheRun) {
+  ReconstructOptions options = options_with(1e-2);
+  options.batch_size = 4;
+  TinySpan span(kWindows, at::kFloat, at::kFloat);
+  span.boundaries.most_at_once = 1;
+  EXPECT_THROW(run(span, kBlock, options), c10::OutOfMemoryError);
+  options.batch_size = 1;
+  span.boundaries.most_at_once = 0;
+  EXPECT_THROW(run(span, kBlock, options), c10::OutOfMemoryError);
+}
+
 // ---- least squares ----
 
 ReconstructOptions solved_by(Solver solver) {
@@ -371,7 +405,7 @@ class NanAtFirst : public testing::MemoryBoundaries {
   class Source : public testing::MemorySource {
    public:
     Source(const testing::Windows& windows, NanAtFirst& owner)
-        : MemorySource(windows, at::kFloat, owner.announced), owner_(owner) {}
+        : MemorySource(windows, at::kFloat, owner.announced, SIZE_MAX), owner_(owner) {}
     MicroBatch read(std::span<const int> windows) override {
       MicroBatch batch = MemorySource::read(windows);
       const bool is_training = owner_.announced.back().size() == 6;

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <c10/util/Exception.h>
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <set>
@@ -18,14 +21,18 @@ using Windows = std::vector<at::Tensor>;  // [seqlen, hidden] each
 
 class MemorySource : public ActivationSource {
  public:
-  MemorySource(const Windows& windows, at::ScalarType compute, std::vector<std::vector<int>>& log)
-      : windows_(windows), compute_(compute), announced_(log) {}
+  MemorySource(const Windows& windows, at::ScalarType compute, std::vector<std::vector<int>>& log,
+               size_t most_at_once)
+      : windows_(windows), compute_(compute), announced_(log), most_at_once_(most_at_once) {}
 
   int num_windows() const override { return static_cast<int>(windows_.size()); }
   void announce(std::span<const int> order) override {
     announced_.emplace_back(order.begin(), order.end());
   }
   MicroBatch read(std::span<const int> windows) override {
+    const bool is_kept = at::GradMode::is_enabled();  // with all that follows from it, for backward
+    TORCH_CHECK_WITH(OutOfMemoryError, !is_kept || windows.size() <= most_at_once_,
+                     "so many windows");
     MicroBatch batch;
     std::vector<at::Tensor> parts;
     for (const int window : windows) {
@@ -40,6 +47,7 @@ class MemorySource : public ActivationSource {
   const Windows& windows_;
   at::ScalarType compute_;
   std::vector<std::vector<int>>& announced_;
+  size_t most_at_once_;
 };
 
 class MemorySink : public ActivationSink {
@@ -62,10 +70,11 @@ class MemoryBoundaries : public Boundaries {
   std::set<int> wanted;                     // in both
   at::ScalarType compute = at::kFloat;
   std::vector<std::vector<int>> announced;  // every order, in the order of the calls
+  size_t most_at_once = SIZE_MAX;           // where it is trained: of more windows, out of memory
 
   std::unique_ptr<ActivationSource> source(Boundary boundary) override {
-    return std::make_unique<MemorySource>(of(boundary.stream).at(boundary.half), compute,
-                                          announced);
+    return std::make_unique<MemorySource>(of(boundary.stream).at(boundary.half), compute, announced,
+                                          most_at_once);
   }
   std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
     if (!wanted.contains(boundary.half)) return nullptr;

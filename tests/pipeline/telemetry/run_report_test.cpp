@@ -43,7 +43,7 @@ TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
     "block": 7,
     "windows": [{"name": "attention", "loss_pruned": 4.0, "loss_reconstructed": 2.0,
                  "validation_pruned": 5.0, "validation_fitted": 4.5,
-                 "validation_reconstructed": 3.0, "kept": "adamw", "steps": 60, "ridge": 0.0, "lr": 0.0005, "retries": 1, "fallback": "", "seconds": 1.5}],
+                 "validation_reconstructed": 3.0, "kept": "adamw", "steps": 60, "ridge": 0.0, "lr": 0.0005, "micro_batch": 0, "retries": 1, "fallback": "", "seconds": 1.5}],
     "linears": [{"name": "q.weight", "method": "wanda", "sparsity": 0.5, "weights": 300,
                  "pattern": "unstructured", "fallback": ""},
                 {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "weights": 100, "pattern": "2:4",
