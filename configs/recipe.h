@@ -23,7 +23,7 @@ struct CalibrationOptions {
 /// Keys of `resources:`: where and how fast, never what comes out — except compute_dtype, threads
 /// and device, which change bits and are therefore part of a run's fingerprint.
 struct ResourceOptions {
-  std::string device = "auto";         // auto | cpu | cuda:N
+  std::string device = "auto";         // auto | cpu | cuda:N; several with commas
   std::string compute_dtype = "auto";  // auto | fp32 | bf16
   int threads = 0;                     // inside an operation; 0: all cores
   std::string io_engine = "auto";      // auto | uring | pread

@@ -249,8 +249,11 @@ std::vector<RecipeKey> calibration_keys() {
 
 std::vector<RecipeKey> arithmetic_keys() {
   return {
-      make_key("resources", "device", "auto, cpu or cuda:N", device_name(), &Recipe::resources,
-               &ResourceOptions::device),
+      // What of it changes bits is in the fingerprint by itself (Device::numerics); how many there
+      // are does not.
+      make_key("resources", "device", "auto, cpu or cuda:N; cuda:0,cuda:1: blocks go to either",
+               device_name(), &Recipe::resources, &ResourceOptions::device,
+               Effect::kChangesOnlyCost),
       make_key("resources", "compute_dtype", "of products and activations: auto, fp32 or bf16",
                one_of<std::string>({{"auto", "auto"}, {"fp32", "fp32"}, {"bf16", "bf16"}}),
                &Recipe::resources, &ResourceOptions::compute_dtype),

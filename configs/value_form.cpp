@@ -200,8 +200,9 @@ ValueForm<Window> window_form() {
 
 ValueForm<std::string> device_name() {
   auto read = [](const std::string& text) {
-    static const std::regex kForm("auto|cpu|cuda:[0-9]{1,3}");
-    if (!std::regex_match(text, kForm)) throw wrong(text, "one of auto, cpu, cuda:0, cuda:1, ...");
+    static const std::regex kForm("auto|cpu(,cpu)*|cuda:[0-9]{1,3}(,cuda:[0-9]{1,3})*");
+    if (!std::regex_match(text, kForm))
+      throw wrong(text, "one of auto, cpu, cuda:0, cuda:1, ..., or several: cuda:0,cuda:1");
     return text;
   };
   return {read, [](const std::string& name) { return name; }};

@@ -16,14 +16,14 @@ namespace {
 // Adds to `seconds` what the device's thread waited for activations while this lives.
 class ActivationWaits {
  public:
-  ActivationWaits(const RunMeters& meters, double& seconds)
-      : meters_(meters), seconds_(seconds), before_(meters.waits.seconds()) {}
-  ~ActivationWaits() { seconds_ += meters_.waits.seconds() - before_; }
+  ActivationWaits(const CacheUser& user, double& seconds)
+      : user_(user), seconds_(seconds), before_(user.waits.seconds()) {}
+  ~ActivationWaits() { seconds_ += user_.waits.seconds() - before_; }
   ActivationWaits(const ActivationWaits&) = delete;
   ActivationWaits& operator=(const ActivationWaits&) = delete;
 
  private:
-  const RunMeters& meters_;
+  const CacheUser& user_;
   double& seconds_;
   double before_;
 };
@@ -44,7 +44,6 @@ CacheOptions cache_options(PassContext& context) {
                    architecture.dtype};
   options.lengths = context.tokens.lengths;
   options.compute = context.compute;
-  options.device = context.machine.device().where();
   options.windows_ahead = settings.windows_ahead;
   options.windows_behind = settings.windows_behind;
   options.targets_in_ram = settings.targets_in_ram;
@@ -57,15 +56,23 @@ CacheOptions cache_options(PassContext& context) {
 
 }  // namespace
 
+BlockPass::Lane::Lane(PassContext& context, Device& device_in, CachedBoundaries& cached)
+    : device(device_in), user{.device = device_in.where()}, boundaries(cached, user) {
+  user.on_read = [this, &context](int windows) {
+    windows_read += windows;
+    context.progress.now(fmt::format("{} {} windows", at_work, windows_read));
+  };
+  const Architecture& architecture = context.model.architecture;
+  device.executor().run([&] {
+    rotary = make_rotary_table(architecture.rope, architecture.head_dim, context.tokens.seqlen,
+                               context.compute, device.where());
+  });
+}
+
 BlockPass::BlockPass(PassContext& context, std::vector<Recipe> recipes)
     : context_(context), recipes_(std::move(recipes)) {
-  CacheOptions cache = cache_options(context_);
-  cache.on_read = [this](int windows) {
-    windows_read_ += windows;
-    context_.progress.now(fmt::format("{} {} windows", at_work_, windows_read_));
-  };
   boundaries_ = std::make_unique<CachedBoundaries>(
-      std::move(cache), context_.machine.engine(), context_.machine.hdf5_thread(),
+      cache_options(context_), context_.machine.engine(), context_.machine.hdf5_thread(),
       context_.machine.meters(), [this](Boundary boundary, const FileRecord& file) {
         context_.space.with_room(context_.work, 0,
                                  [&] { context_.state.record_boundary(boundary, file); });
@@ -91,7 +98,7 @@ std::vector<Variant> BlockPass::variants_of(GraphSpan& span) {
     variant.prune = recipe.prune;
     variant.reconstruct = recipe.reconstruct;
     if (context_.masks != nullptr) {
-      give_masks(span, *context_.masks, context_.machine.device(), variant);
+      give_masks(span, *context_.masks, device_of(span), variant);
     }
     if (context_.unit_scores != nullptr && recipe.prune.method == PruneMethod::kSnip) {
       variant.unit_scores = *context_.unit_scores;
@@ -163,12 +170,49 @@ void BlockPass::expire(int half) {
   boundaries_->expire({Stream::kPropagated, half});
 }
 
+void BlockPass::count_uses() {
+  for (const ModelSpan& span : spans_) {
+    if (span.kind == SpanKind::kBlock) ++uses_[2 * span.first_block].adaptations;
+  }
+  for (const ModelSpan& span : spans_) {
+    if (span.kind != SpanKind::kBlock) continue;
+    const auto next = uses_.find(2 * span.last_block);
+    if (next != uses_.end()) ++next->second.adaptations;
+  }
+}
+
+// What no windows read any more leaves memory; the disk, when it is not wanted by a run that is
+// continued either.
+void BlockPass::adapted(HalfRange halves) {
+  std::lock_guard lock(mutex_);
+  for (const int half : {halves.first, halves.last}) {
+    const auto uses = uses_.find(half);
+    if (uses == uses_.end() || --uses->second.adaptations > 0) continue;
+    for (const Stream stream : {Stream::kDense, Stream::kPropagated}) {
+      boundaries_->forget({stream, half});
+    }
+    if (uses->second.is_recorded) expire(half);
+  }
+}
+
+void BlockPass::recorded(int half) {
+  std::lock_guard lock(mutex_);
+  InputUses& uses = uses_.at(half);
+  uses.is_recorded = true;
+  if (uses.adaptations == 0) expire(half);
+}
+
 // ---- the graph --------------------------------------------------------------------------------
 
 bool BlockPass::run() {
   choose_spans();
   if (spans_.empty()) return true;
+  count_uses();
   Machine& machine = context_.machine;
+  const int num_devices = uses_all_devices() ? machine.num_devices() : 1;
+  for (int index = 0; index < num_devices; ++index) {
+    lanes_.emplace_back(context_, machine.device(index), *boundaries_);
+  }
   GraphWork work;
   work.num_spans = int(spans_.size());
   work.plan = [this](GraphSpan& span) {
@@ -177,10 +221,11 @@ bool BlockPass::run() {
   work.forward = [this](GraphSpan& span) { forward(span); };
   work.adapt = [this](GraphSpan& span) { adapt(span); };
   work.store = [this](GraphSpan& span) { store(span); };
-  BlockGraph graph(machine.graph_options(context_.resources, context_.plan.settings,
-                                         context_.planner.slot_bytes(), context_.output_bytes),
-                   std::move(work), machine.engine(), machine.device().executor(),
-                   machine.store_thread());
+  BlockGraph graph(
+      machine.graph_options(context_.resources, context_.plan.settings,
+                            context_.planner.slot_bytes(), context_.output_bytes, num_devices),
+      std::move(work), machine.engine(), machine.graph_devices(num_devices),
+      machine.store_thread());
   int steps = 0;
   for (const ModelSpan& span : spans_) {
     if (span.kind == SpanKind::kBlock) steps += num_steps(span);
@@ -195,11 +240,11 @@ bool BlockPass::run() {
   }
 }
 
-void BlockPass::run_stage(const Stage& stage, WindowJob& job) {
-  at_work_ = fmt::format("block {}: {}", job.halves.first_block(), stage.name());
-  windows_read_ = 0;
-  const TraceSlice slice(context_.trace, Track::kCompute, at_work_);
-  StageTotals& totals = context_.stage_totals[std::string(stage.name())];
+void BlockPass::run_stage(const GraphSpan& span, const Stage& stage, WindowJob& job) {
+  Lane& lane = lane_of(span);
+  lane.at_work = fmt::format("block {}: {}", job.halves.first_block(), stage.name());
+  lane.windows_read = 0;
+  const TraceSlice slice(context_.trace, Track::kCompute, lane.at_work);
   const auto start = std::chrono::steady_clock::now();
   stage.run(job);
   const double seconds =
@@ -207,36 +252,40 @@ void BlockPass::run_stage(const Stage& stage, WindowJob& job) {
   const SpanShape shape{context_.model.architecture, job.halves, context_.tokens.count(),
                         context_.tokens.seqlen, int64_t(c10::elementSize(context_.compute))};
   const double flop = stage.cost(shape).flop();
-  totals.seconds += seconds;
-  totals.flop += flop;
+  {
+    std::lock_guard lock(mutex_);
+    StageTotals& totals = context_.stage_totals[std::string(stage.name())];
+    totals.seconds += seconds;
+    totals.flop += flop;
+  }
   context_.progress.detail(
-      fmt::format("{}, half-blocks {}-{}: {}, {:.0f} GFLOP/s, {} at the peak so far", at_work_,
+      fmt::format("{}, half-blocks {}-{}: {}, {:.0f} GFLOP/s, {} at the peak so far", lane.at_work,
                   job.halves.first, job.halves.last - 1, human_seconds(seconds),
                   flop / seconds * 1e-9, human_bytes(double(peak_rss_bytes()))));
 }
 
 void BlockPass::forward(GraphSpan& span) {
-  Machine& machine = context_.machine;
-  const Stopwatch busy(machine.meters().device_busy);
+  Lane& lane = lane_of(span);
+  const Stopwatch busy(context_.machine.meters().device_busy);
   const TraceSlice slice(context_.trace, Track::kCompute, [&] { return span.name + ": forward"; });
-  const ActivationWaits waits(machine.meters(), work_of(span).waited_for_activations);
+  const ActivationWaits waits(lane.user, work_of(span).waited_for_activations);
   const ModelSpan& what = work_of(span).span;
   if (what.kind == SpanKind::kHead) {
     behind(span);
-    machine.device().finish();  // the span's slot is given back
+    lane.device.finish();  // the span's slot is given back
     return;
   }
   if (what.kind == SpanKind::kEmbed) {
-    if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0});
-    embed_windows(span, context_.model, context_.tokens, machine.device(), *embedding_);
+    if (!embedding_) embedding_ = lane.boundaries.sink({Stream::kDense, 0});
+    embed_windows(span, context_.model, context_.tokens, lane.device, *embedding_);
     if (what.last == context_.tokens.count()) embedding_.reset();
     return;
   }
-  start_job(span, context_.model, machine.device(), context_.rotary, *boundaries_,
+  start_job(span, context_.model, lane.device, lane.rotary, lane.boundaries,
             is_to_adapt(what) ? variants_of(span) : std::vector<Variant>{},
             context_.plan.settings.recompute_targets ? Targets::kRecomputed : Targets::kCached);
   WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
-  if (const Stage* stage = dense_stage(what)) run_stage(*stage, job);
+  if (const Stage* stage = dense_stage(what)) run_stage(span, *stage, job);
 }
 
 void BlockPass::adapt(GraphSpan& span) {
@@ -244,7 +293,8 @@ void BlockPass::adapt(GraphSpan& span) {
   if (work.job == nullptr) return;
   const Stopwatch busy(context_.machine.meters().device_busy);
   const TraceSlice slice(context_.trace, Track::kCompute, [&] { return span.name + ": adapt"; });
-  const ActivationWaits waits(context_.machine.meters(), work.waited_for_activations);
+  Lane& lane = lane_of(span);
+  const ActivationWaits waits(lane.user, work.waited_for_activations);
   SpanJob& job = *work.job;
   for (size_t recipe = 0; recipe < job.variants.size(); ++recipe) {
     Variant& variant = job.variants[recipe];
@@ -252,20 +302,18 @@ void BlockPass::adapt(GraphSpan& span) {
     for (const HalfRange& window : windows_of(job.halves, variant.reconstruct.window)) {
       if (!is_wanted(window)) continue;
       WindowJob window_job{job, window, &variant};
-      for (const auto& stage : adapt_stages_[recipe]) run_stage(*stage, window_job);
+      for (const auto& stage : adapt_stages_[recipe]) run_stage(span, *stage, window_job);
       variant.masks.clear();
     }
     end(span, recipe, variant);
     variant = {};  // the next one may want its room
   }
   leave(span, job);
-  context_.machine.device().finish();  // the span's slot is given back
+  lane.device.finish();  // the span's slot is given back
   const HalfRange halves = work.job->halves;
   work.job.reset();
   for (int half = halves.first + 1; half < halves.last; ++half) expire(half);  // made again with it
-  for (const Stream stream : {Stream::kDense, Stream::kPropagated}) {
-    boundaries_->forget({stream, halves.first});  // on disk until the span is recorded
-  }
+  adapted(halves);
 }
 
 void BlockPass::store(GraphSpan& span) {
@@ -280,7 +328,7 @@ void BlockPass::store(GraphSpan& span) {
     if (!is_unwanted(next)) boundaries_->wait_durable(next);
   }
   record(span);
-  expire(2 * what.first_block);
+  recorded(2 * what.first_block);
 }
 
 }  // namespace coppice

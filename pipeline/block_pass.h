@@ -2,9 +2,11 @@
 // states between them cached; what is done with a block is the derived pass's to say.
 #pragma once
 
+#include <deque>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -34,12 +36,11 @@ struct PassContext {
   Trace* trace;  // null: not wanted
   RunState& state;
   const RunPlan& plan;
-  const RotaryTable& rotary;  // in `compute`
   at::ScalarType compute;
   ResourceOptions resources;
   std::filesystem::path work;
   uint64_t output_bytes;                            // of what a span's adaptation writes to
-  std::map<std::string, StageTotals> stage_totals;  // device's thread
+  std::map<std::string, StageTotals> stage_totals;  // of a pass that is running: its alone
   /// By the consumer, of the whole model (see unit_saliency_pass); null: no recipe asks for them.
   const std::map<std::string, at::Tensor>* unit_scores = nullptr;
 };
@@ -63,12 +64,15 @@ class BlockPass {
   /// Whether its windows are worked on; else only the dense hidden states are handed on.
   virtual bool is_to_adapt(const ModelSpan& span) const = 0;
   virtual bool can_start_at(const ModelSpan& span) const;
+  /// Whether blocks may go to any device there is: nothing of one waits for the adaptation of
+  /// another, and hooks of different spans may be called at once.
+  virtual bool uses_all_devices() const { return false; }
   /// What a pass reads behind the blocks.
   virtual std::vector<ModelSpan> spans_behind() const { return {}; }
   /// Steps of the progress that a span is worth.
   virtual int num_steps(const ModelSpan& span) const = 0;
 
-  // On the device's thread.
+  // On the thread of the span's device.
   virtual const Stage* dense_stage(const ModelSpan& span) const;       // null: no forward is wanted
   virtual std::vector<Variant> variants_of(GraphSpan& span);           // of a span that is adapted
   virtual bool is_wanted(HalfRange /*window*/) const { return true; }  // of a span's windows
@@ -82,29 +86,56 @@ class BlockPass {
   virtual void write(GraphSpan& span) = 0;
   virtual void record(GraphSpan& span) = 0;
 
-  void run_stage(const Stage& stage, WindowJob& job);
+  void run_stage(const GraphSpan& span, const Stage& stage, WindowJob& job);
+  const Device& device_of(const GraphSpan& span) { return lane_of(span).device; }
+  /// As the span's device sees them.
+  Boundaries& boundaries_of(const GraphSpan& span) { return lane_of(span).boundaries; }
 
   PassContext& context_;
   const std::vector<Recipe> recipes_;
-  std::unique_ptr<CachedBoundaries> boundaries_;
   bool keeps_last_boundary_ = false;  // of the dense stream, for who reads it behind the blocks
 
  private:
+  /// What one device has of the pass: its thread's alone.
+  struct Lane {
+    Lane(PassContext& context, Device& device, CachedBoundaries& cached);
+
+    Device& device;
+    CacheUser user;
+    UsersBoundaries boundaries;
+    RotaryTable rotary;
+    std::string at_work;
+    int windows_read = 0;
+  };
+
+  /// Who still wants the hidden states that a span starts from: with several devices the span
+  /// behind them may be done before the one whose targets they are.
+  struct InputUses {
+    int adaptations = 0;  // of that span, and of the one before
+    bool is_recorded = false;
+  };
+
+  Lane& lane_of(const GraphSpan& span) { return lanes_[size_t(span.device)]; }
   bool is_unwanted(Boundary boundary) const;
   bool is_unwanted(Boundary boundary, const ModelSpan& span,
                    const ReconstructOptions& options) const;
   void choose_spans();
+  void count_uses();
   void expire(int half);
+  void adapted(HalfRange halves);
+  void recorded(int half);
   void forward(GraphSpan& span);
   void adapt(GraphSpan& span);
   void store(GraphSpan& span);
 
+  std::unique_ptr<CachedBoundaries> boundaries_;
+  std::deque<Lane> lanes_;  // by device
   std::unique_ptr<Stage> forward_, forward_only_;
   std::vector<std::vector<std::unique_ptr<Stage>>> adapt_stages_;  // by recipe
   std::unique_ptr<ActivationSink> embedding_;  // open while the embedding's spans pass
   std::vector<ModelSpan> spans_;
-  std::string at_work_;
-  int windows_read_ = 0;
+  std::mutex mutex_;
+  std::map<int, InputUses> uses_;  // by half-block, with the mutex held
 };
 
 }  // namespace coppice

@@ -19,8 +19,8 @@ ForwardPass::ForwardPass(const SourceModel& model, const TokenWindows& tokens, M
                  model.architecture.dtype};
   cache.lengths = tokens.lengths;
   cache.compute = compute_;
-  cache.device = machine.device().where();
-  cache.on_read = std::move(on_read);
+  user_.device = machine.device().where();
+  user_.on_read = std::move(on_read);
   boundaries_ =
       std::make_unique<CachedBoundaries>(std::move(cache), machine.engine(), machine.hdf5_thread(),
                                          machine.meters(), [](Boundary, const FileRecord&) {});
@@ -41,12 +41,13 @@ std::vector<ModelSpan> ForwardPass::body() const {
 void ForwardPass::forward(GraphSpan& span) {
   SpanWork& work = work_of(span);
   if (work.span.kind == SpanKind::kEmbed) {
-    if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0});
+    if (!embedding_) embedding_ = boundaries_->sink({Stream::kDense, 0}, user_);
     embed_windows(span, model_, tokens_, machine_.device(), *embedding_);
     if (work.span.last == tokens_.count()) embedding_.reset();
     return;
   }
-  start_job(span, model_, machine_.device(), rotary_, *boundaries_, {});
+  UsersBoundaries boundaries(*boundaries_, user_);
+  start_job(span, model_, machine_.device(), rotary_, boundaries, {});
   WindowJob job{*work.job, work.job->halves, nullptr};
   Calibrate({}).run(job);
   work.job.reset();
@@ -55,7 +56,7 @@ void ForwardPass::forward(GraphSpan& span) {
 
 ActivationSource& ForwardPass::last_hidden() {
   const int last = 2 * int(model_.architecture.num_blocks);
-  if (!last_hidden_) last_hidden_ = boundaries_->source({Stream::kDense, last});
+  if (!last_hidden_) last_hidden_ = boundaries_->source({Stream::kDense, last}, user_);
   return *last_hidden_;
 }
 

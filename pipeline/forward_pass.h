@@ -41,6 +41,7 @@ class ForwardPass {
   ModelSpans spans_;
   at::ScalarType compute_;
   RotaryTable rotary_;
+  CacheUser user_;
   std::unique_ptr<CachedBoundaries> boundaries_;
   std::unique_ptr<ActivationSink> embedding_;      // open while the embedding's spans pass
   std::unique_ptr<ActivationSource> last_hidden_;  // open while the head's spans pass

@@ -76,7 +76,7 @@ void ForwardRun::stream(const std::vector<PassSpan>& behind,
   RunSettings settings;
   if (options_.resources.prefetch_blocks > 0) settings.slots = options_.resources.prefetch_blocks;
   BlockGraph graph(machine_.graph_options(options_.resources, settings, slot_bytes, 0),
-                   std::move(work), machine_.engine(), machine_.device().executor(),
+                   std::move(work), machine_.engine(), {{machine_.device().executor()}},
                    machine_.store_thread());
   const InterruptGuard guard(graph);
   if (graph.run().skipped > 0) throw Interrupted();

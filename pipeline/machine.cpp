@@ -1,5 +1,7 @@
 #include "pipeline/machine.h"
 
+#include <algorithm>
+
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/telemetry/metered_engine.h"
 #include "pipeline/telemetry/trace.h"
@@ -18,33 +20,71 @@ EngineChoice engine_choice(const std::string& word) {
 }  // namespace
 
 Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
-                 Trace* trace) {
+                 Trace* trace, Devices devices) {
   meters_.trace = trace;
-  device_ = make_device({resources.device, resources.compute_dtype, resources.threads});
+  devices_ = make_devices({resources.device, resources.compute_dtype, resources.threads});
+  if (devices == Devices::kOne && devices_.size() > 1) {
+    throw ConfigError("resources.device: " + resources.device +
+                      ": expected one device; blocks are handed to several only by run, under "
+                      "dense propagation");
+  }
   IoEngineOptions options;
   options.engine = engine_choice(resources.io_engine);
   options.on_fallback = std::move(note);
   engine_ = std::make_unique<MeteredEngine>(make_io_engine(options), meters_.reads, trace);
 }
 
+std::string Machine::device_names() const {
+  std::string names;
+  for (const auto& device : devices_) names += (names.empty() ? "" : ",") + device->name();
+  return names;
+}
+
+double Machine::idle_seconds() const {
+  double most = 0;
+  for (const auto& device : devices_) most = std::max(most, device->executor().idle_seconds());
+  return most;
+}
+
+std::vector<GraphDevice> Machine::graph_devices(int num_devices) const {
+  std::vector<GraphDevice> devices;
+  for (int index = 0; index < num_devices; ++index) devices.push_back({device(index).executor()});
+  return devices;
+}
+
 GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunSettings& settings,
-                                    uint64_t slot_bytes, uint64_t output_bytes) {
-  if (graph_memory_) return *graph_memory_;
+                                    uint64_t slot_bytes, uint64_t output_bytes, int num_devices) {
+  if (!graph_memory_) graph_memory_ = allocate(resources, settings, slot_bytes, output_bytes);
+  GraphOptions options = *graph_memory_;
+  std::erase_if(options.slots, [&, slot = 0](const auto&) mutable {
+    return options.slot_devices[size_t(slot++)] >= num_devices;
+  });
+  std::erase_if(options.slot_devices, [&](int device) { return device >= num_devices; });
+  // With one device there is nobody to run a forward beside its adaptation.
+  options.advance = num_devices > 1 ? Advance::kAfterForward : Advance::kAfterAdapt;
+  return options;
+}
+
+GraphOptions Machine::allocate(const ResourceOptions& resources, const RunSettings& settings,
+                               uint64_t slot_bytes, uint64_t output_bytes) {
   GraphOptions options;
   options.slab_bytes = resources.slab_bytes;
   options.num_slabs = resources.num_slabs;
   for (int i = 0; i < settings.slots; ++i) {
-    options.slots.push_back(device_->allocate_slot(slot_bytes));
+    for (int index = 0; index < num_devices(); ++index) {
+      options.slots.push_back(device(index).allocate_slot(slot_bytes));
+      options.slot_devices.push_back(index);
+    }
   }
   for (int i = 0; i < resources.num_slabs; ++i) {
-    const auto slab = device_->allocate_slab(resources.slab_bytes);
+    const auto slab = device().allocate_slab(resources.slab_bytes);  // any device reads from it
     if (!slab.empty()) options.slabs.push_back(slab);
   }
   if (!options.slabs.empty()) {
     options.upload = [this](GraphSpan& span, std::span<const std::byte> slab,
                             uint64_t slot_offset) {
       const TraceSlice slice(meters_.trace, Track::kUpload, span.name);
-      device_->upload(slab, span.slot.data() + slot_offset);
+      device(span.device).upload(slab, span.slot.data() + slot_offset);
     };
   }
   // What reads land in: slabs where there are any, because then slots are the device's memory.
@@ -55,7 +95,6 @@ GraphOptions Machine::graph_options(const ResourceOptions& resources, const RunS
       options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
     }
   }
-  graph_memory_ = options;
   return options;
 }
 

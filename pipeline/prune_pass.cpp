@@ -50,6 +50,12 @@ bool PrunePass::can_start_at(const ModelSpan& span) const {
          (!judges_ || half == 0 || context_.state.has_held_out(half));
 }
 
+// Under dense propagation a span waits for the dense forward of the one before it alone. Held-out
+// windows flow from one adapted span to the next.
+bool PrunePass::uses_all_devices() const {
+  return !judges_ && !propagates(recipes_.front().reconstruct);
+}
+
 std::vector<ModelSpan> PrunePass::spans_behind() const {
   if (!judges_ || !context_.state.judged().is_null()) return {};
   if (context_.model.architecture.head.empty()) return {};
@@ -74,9 +80,8 @@ void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
   const ModelSpan& what = work_of(span).span;
   const OutputDirectory& directory = outputs_[recipe].directory;
   for (int block = what.first_block; block < what.last_block; ++block) {
-    variant.places.merge(
-        directory.places(directory.part_of(part_of(span, recipe), what.first_block, block), block,
-                         context_.machine.device()));
+    variant.places.merge(directory.places(
+        directory.part_of(part_of(span, recipe), what.first_block, block), block, device_of(span)));
   }
   if (!judges_ || what.first_block == 0) return;
   if (held_out_.empty()) read_held_out(2 * what.first_block);  // an earlier process came this far
@@ -89,9 +94,15 @@ void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
 
 void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
   const ModelSpan& what = work_of(span).span;
-  const Device& device = context_.machine.device();
+  const Device& device = device_of(span);
   const OutputDirectory& directory = outputs_[recipe].directory;
   if (judges_) carry_held_out(span, recipe, variant);
+  for (const WindowReport& window : variant.windows) {
+    if (window.micro_batch == 0) continue;
+    context_.progress.note(
+        fmt::format("{}, {}: no device memory for batches of {}; went on with {}", span.name,
+                    window.name, variant.reconstruct.batch_size, window.micro_batch));
+  }
   std::vector<Adapted> blocks;
   for (int block = what.first_block; block < what.last_block; ++block) {
     Adapted& adapted = blocks.emplace_back();
@@ -132,12 +143,12 @@ void PrunePass::carry_held_out(GraphSpan& span, size_t recipe, Variant& variant)
   }
   const HeldOutForward forward(recipes_[recipe].reconstruct.validation_fraction);
   WindowJob job{*work_of(span).job, work_of(span).job->halves, &variant};
-  run_stage(forward, job);
+  run_stage(span, forward, job);
   held_out_[recipe] = variant.held_out.hidden;
   if (is_dense) carried_.emplace_back(entered, held_out_[recipe]);
 }
 
-void PrunePass::leave(GraphSpan&, SpanJob& job) {
+void PrunePass::leave(GraphSpan& span, SpanJob& job) {
   if (!judges_) return;
   carried_.clear();
   std::map<std::string, at::Tensor> tensors;
@@ -152,7 +163,7 @@ void PrunePass::leave(GraphSpan&, SpanJob& job) {
   context_.space.with_room(context_.work, 0, [&] { context_.state.record_held_out(half, file); });
   const bool is_last = half == 2 * context_.model.architecture.num_blocks;
   if (!is_last || !context_.model.architecture.head.empty()) return;
-  const at::Tensor dense = dense_held_out();
+  const at::Tensor dense = dense_held_out(span);
   std::vector<double> errors;
   errors.reserve(held_out_.size());
   for (const at::Tensor& hidden : held_out_) errors.push_back(hidden_error(hidden, dense));
@@ -161,12 +172,12 @@ void PrunePass::leave(GraphSpan&, SpanJob& job) {
 
 void PrunePass::behind(GraphSpan& span) {
   const Architecture& architecture = context_.model.architecture;
-  const Device& device = context_.machine.device();
+  const Device& device = device_of(span);
   if (!loss_) {
     if (held_out_.empty()) {
       read_held_out(2 * int(architecture.num_blocks));
     }
-    held_out_.push_back(dense_held_out());
+    held_out_.push_back(dense_held_out(span));
     loss_ = std::make_unique<HeldOutLoss>(context_.tokens, first_held_out(), held_out_.size(),
                                           device.where());
   }
@@ -188,9 +199,9 @@ int PrunePass::first_held_out() const {
   return windows - num_held_out(recipes_.front().reconstruct.validation_fraction, windows);
 }
 
-at::Tensor PrunePass::dense_held_out() {
+at::Tensor PrunePass::dense_held_out(const GraphSpan& span) {
   const int last = 2 * int(context_.model.architecture.num_blocks);
-  const auto source = boundaries_->source({Stream::kDense, last});
+  const auto source = boundaries_of(span).source({Stream::kDense, last});
   std::vector<int> windows(size_t(source->num_windows() - first_held_out()));
   std::iota(windows.begin(), windows.end(), first_held_out());
   source->announce(windows);

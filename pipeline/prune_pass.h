@@ -32,6 +32,7 @@ class PrunePass final : public BlockPass {
   bool is_recorded(const ModelSpan& span) const override;
   bool is_to_adapt(const ModelSpan& span) const override;
   bool can_start_at(const ModelSpan& span) const override;
+  bool uses_all_devices() const override;
   std::vector<ModelSpan> spans_behind() const override;
   int num_steps(const ModelSpan& span) const override;
   void begin(GraphSpan& span, size_t recipe, Variant& variant) override;
@@ -55,7 +56,7 @@ class PrunePass final : public BlockPass {
   std::span<std::byte> part_of(const GraphSpan& span, size_t recipe) const;
   std::filesystem::path held_out_path(int half) const;
   int first_held_out() const;
-  at::Tensor dense_held_out();
+  at::Tensor dense_held_out(const GraphSpan& span);
   void read_held_out(int half);
   void carry_held_out(GraphSpan& span, size_t recipe, Variant& variant);
   void record_judged(const char* metric, double dense, const std::vector<double>& losses);

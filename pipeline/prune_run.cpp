@@ -23,6 +23,7 @@
 #include "pipeline/unit_saliency_pass.h"
 #include "pipeline/unit_trials_run.h"
 #include "stages/layer_similarity.h"  // removed_blocks
+#include "stages/propagation.h"
 #include "stages/units/slice.h"
 
 namespace coppice {
@@ -88,7 +89,6 @@ class PruneRun {
   std::vector<RecipeOutput> outputs_;  // by recipe
   SpaceGuard space_;
   at::ScalarType compute_;
-  RotaryTable rotary_;
   std::unique_ptr<RunState> state_;
   std::vector<SurveyedRecipe> recipes_;  // what is run, once nothing is open
   std::optional<PlanInputs> plan_inputs_;
@@ -108,7 +108,7 @@ PruneRun::PruneRun(const PruneRunOptions& options)
       masks_(open_masks(options.shared().prune)),
       machine_(
           options.shared().resources, [this](const std::string& line) { progress_.note(line); },
-          trace_.get()),
+          trace_.get(), devices_for(options)),
       planner_(model_, tokens_, blocks_per_span(recipes_of(options)), masks_.get()),
       space_({.patience = std::chrono::seconds(options.shared().resources.disk_wait_seconds),
               .note = [this](const std::string& line) { progress_.note(line); },
@@ -248,10 +248,6 @@ RunResult PruneRun::execute() {
   stream_start_ = Clock::now();
   copy_outer(left);
   machine_.read_often(planner_.files());
-  machine_.device().executor().run([this] {
-    rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
-                                tokens_.seqlen, compute_, machine_.device().where());
-  });
   const uint64_t shard_bytes =
       outputs_.front().directory.largest_image_bytes(planner_.blocks_per_span());
   PassContext context{model_,
@@ -264,7 +260,6 @@ RunResult PruneRun::execute() {
                       trace_.get(),
                       *state_,
                       plan_,
-                      rotary_,
                       compute_,
                       options_.shared().resources,
                       options_.work,
@@ -292,7 +287,7 @@ json PruneRun::report_head(size_t recipe) const {
                {"command", options_.command},
                {"model", model_report(model_)},
                {"machine",
-                {{"device", device.name()},
+                {{"device", machine_.device_names()},
                  {"description", device.description()},
                  {"compute_dtype", c10::toString(compute_)},
                  {"product_flop_per_second", product_rate},
@@ -319,7 +314,7 @@ json PruneRun::report_head(size_t recipe) const {
 RunTotals PruneRun::totals(const PassContext& context) const {
   RunTotals totals;
   totals.wall_seconds = seconds_since(start_);
-  totals.device_idle_seconds = machine_.device().executor().idle_seconds();
+  totals.device_idle_seconds = machine_.idle_seconds();
   totals.resumed = state_->is_resumed();
   totals.stages = context.stage_totals;
   totals.streamed_seconds = seconds_since(stream_start_);
@@ -378,6 +373,13 @@ void PruneRun::remove_scratch() {
 }
 
 }  // namespace
+
+Devices devices_for(const PruneRunOptions& options) {
+  const bool is_dense =
+      std::none_of(options.recipes.begin(), options.recipes.end(),
+                   [](const NamedRecipe& named) { return propagates(named.recipe.reconstruct); });
+  return is_dense && !options.sweep ? Devices::kSeveral : Devices::kOne;
+}
 
 SourceModel open_source(const PruneRunOptions& options) {
   SourceModel model = open_model(options.model, options.architecture);

@@ -50,6 +50,10 @@ struct PruneRunOptions {
 /// The model as it is run: with the biases that the recipes add. Throws as open_model().
 SourceModel open_source(const PruneRunOptions& options);
 
+/// Several where blocks can be worked on independently: dense propagation, and no held-out windows
+/// that flow from one adapted block to the next.
+Devices devices_for(const PruneRunOptions& options);
+
 /// Throws ConfigError unless the recipes can share one dense pass: they differ in `prune` and
 /// `reconstruct` alone, propagate dense activations, hold out the same windows, of which there are
 /// two at least, add biases or do not, and take no masks that others do not.

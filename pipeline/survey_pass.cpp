@@ -142,7 +142,7 @@ void SurveyPass::begin(GraphSpan& span, size_t, Variant& variant) {
   const ModelSpan& what = work_of(span).span;
   for (int block = what.first_block; block < what.last_block; ++block) {
     variant.places.merge(layout_.places(layout_.part_of(span.output, what.first_block, block),
-                                        block, context_.machine.device()));
+                                        block, device_of(span)));
   }
 }
 

@@ -46,6 +46,8 @@ std::optional<UnitTrialsRun> unit_trials_run(const PruneRunOptions& options) {
       const std::string name = fmt::format("{}{}{}.{}", named.name, named.name.empty() ? "" : ".",
                                            trial.units.half / 2, name_of(trial.units.kind));
       run.options.recipes.push_back({name, trial.recipe, {name}});
+      std::string& device = run.options.recipes.back().recipe.resources.device;
+      device = device.substr(0, device.find(','));  // held-out windows flow from block to block
     }
   }
   if (run.options.recipes.empty()) {

@@ -28,11 +28,11 @@ int64_t num_windows(const PruneRunOptions& options, const SourceModel& model) {
       .count();
 }
 
-std::string headline(const SourceModel& model, const PlanInputs& inputs, const Device& device) {
+std::string headline(const SourceModel& model, const PlanInputs& inputs, const Machine& machine) {
   return fmt::format("{} blocks of {}, {} of input; {} windows of {} tokens; {}, {}\n\n",
                      model.architecture.num_blocks, model.architecture.family,
                      human_bytes(double(model.checkpoint.total_bytes())), inputs.windows,
-                     inputs.seqlen, device.name(), device.description());
+                     inputs.seqlen, machine.device_names(), machine.device().description());
 }
 
 struct Planned {
@@ -51,7 +51,9 @@ Planned planned(const PruneRunOptions& options) {
   }
 
   Progress progress(options.verbosity);
-  Machine machine(shared.resources, [&](const std::string& line) { progress.note(line); });
+  Machine machine(
+      shared.resources, [&](const std::string& line) { progress.note(line); }, nullptr,
+      devices_for(options));
   const std::unique_ptr<MaskSource> masks = open_masks(shared.prune);
   if (masks) masks->check(model.architecture);
   const ModelSpans spans(model, no_tokens, blocks_per_span(job.recipes), masks.get());
@@ -63,8 +65,7 @@ Planned planned(const PruneRunOptions& options) {
   RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
   measure_rates(model, machine, scratch, inputs);
   plan = plan_run(inputs);
-  return {headline(model, inputs, machine.device()) + plan_text(plan, inputs),
-          plan_json(plan, inputs)};
+  return {headline(model, inputs, machine) + plan_text(plan, inputs), plan_json(plan, inputs)};
 }
 
 }  // namespace

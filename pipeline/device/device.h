@@ -15,7 +15,7 @@
 namespace coppice {
 
 struct DeviceOptions {
-  std::string device = "auto";         // auto (a GPU where there is one), cpu, cuda:N
+  std::string device = "auto";         // auto (a GPU where there is one), cpu, cuda:N; several: a,b
   std::string compute_dtype = "auto";  // auto, fp32, bf16
   int threads = 0;  // inside an operation, CPU; 0: all cores this process may use
 };
@@ -61,6 +61,10 @@ class Device {
 
 /// The only branch between devices. Throws ConfigError for a device this machine does not have.
 std::unique_ptr<Device> make_device(const DeviceOptions& options);
+
+/// One for every name between commas; a CPU counts as often as it is named (each with `threads`).
+/// Throws ConfigError for devices that would not compute the same bits, or a GPU named twice.
+std::vector<std::unique_ptr<Device>> make_devices(const DeviceOptions& options);
 
 /// A GPU by number, or null where there is none or the program was built without CUDA; `why` says
 /// so.

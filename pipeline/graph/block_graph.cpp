@@ -64,6 +64,17 @@ struct ComputeThread {
   SpanTimes::Time free_since = {};
 };
 
+struct DeviceThreads {
+  explicit DeviceThreads(const GraphDevice& device) : own{device.thread} {
+    if (device.adapter != nullptr) adapter.emplace(ComputeThread{*device.adapter});
+  }
+  ComputeThread& forwards() { return own; }
+  ComputeThread& adapts() { return adapter ? *adapter : own; }
+
+  ComputeThread own;
+  std::optional<ComputeThread> adapter;
+};
+
 struct Slab {
   SpanPtr owner;
   SlabRange range;
@@ -96,8 +107,7 @@ struct BlockGraph::Nodes {
   GraphOptions options;
   GraphWork work;
   IoEngine& engine;
-  ComputeThread device, adapter;
-  ComputeThread& adapts_on;  // one of the two
+  std::vector<DeviceThreads> devices;
   SerialExecutor& store_thread;
   std::atomic<bool> stopped = false;
   std::atomic<int> first_failed = std::numeric_limits<int>::max();  // spans behind it are skipped
@@ -133,14 +143,12 @@ struct BlockGraph::Nodes {
   SpanQueue stored{graph};
   flow::function_node<SpanPtr> retire;
 
-  Nodes(GraphOptions options_in, GraphWork work_in, IoEngine& engine_in, SerialExecutor& device_in,
-        SerialExecutor& store_in)
+  Nodes(GraphOptions options_in, GraphWork work_in, IoEngine& engine_in,
+        const std::vector<GraphDevice>& devices_in, SerialExecutor& store_in)
       : options(std::move(options_in)),
         work(std::move(work_in)),
         engine(engine_in),
-        device{device_in},
-        adapter{options.adapter != nullptr ? *options.adapter : device_in},
-        adapts_on(options.adapter != nullptr ? adapter : device),
+        devices(devices_in.begin(), devices_in.end()),
         store_thread(store_in),
         spans(graph,
               [this](tbb::flow_control& control) {
@@ -158,13 +166,15 @@ struct BlockGraph::Nodes {
         // Serial from here on: bodies that only post, in the order in which spans come.
         forward(graph, flow::serial,
                 [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
-                  on(device, span, "forward", gateway, [this](GraphSpan& s) { do_forward(s); });
+                  on(threads_of(span->span).forwards(), span, "forward", gateway,
+                     [this](GraphSpan& s) { do_forward(s); });
                 }),
         after_forward(graph, flow::serial,
                       [this](SpanPtr span, auto& ports) { do_after_forward(span, ports); }),
         adapt(graph, flow::serial,
               [this](SpanPtr span, SpanAsync::gateway_type& gateway) {
-                on(adapts_on, span, "adapt", gateway, [this](GraphSpan& s) { do_adapt(s); });
+                on(threads_of(span->span).adapts(), span, "adapt", gateway,
+                   [this](GraphSpan& s) { do_adapt(s); });
               }),
         after_adapt(graph, flow::serial,
                     [this](SpanPtr span, auto& ports) { do_after_adapt(span, ports); }),
@@ -233,6 +243,8 @@ struct BlockGraph::Nodes {
   std::optional<flow::function_node<std::tuple<SpanPtr, Inputs>, SpanPtr>> joined;
   std::optional<flow::function_node<std::tuple<SpanPtr, int>, SpanPtr>> with_buffer;
 
+  DeviceThreads& threads_of(const GraphSpan& span) { return devices[size_t(span.device)]; }
+
   void fail(GraphSpan& span, const char* step, std::exception_ptr cause) {
     if (!span.failure) span.failure = in_context(span, step, std::move(cause));
     int seen = first_failed;
@@ -255,7 +267,9 @@ struct BlockGraph::Nodes {
     span.index = std::get<0>(granted);
     span.name = "span " + std::to_string(span.index);
     travelling->slot = TokenLease(slot_tokens, std::get<1>(granted));
-    span.slot = options.slots[travelling->slot.token()];
+    const auto slot = size_t(travelling->slot.token());
+    span.slot = options.slots[slot];
+    if (!options.slot_devices.empty()) span.device = options.slot_devices[slot];
     span.times.slot_granted = SpanTimes::Clock::now();
     span.times.reads_idle_since = unread.none_since(span.times.slot_granted);
     if (wanted(span)) {
@@ -352,17 +366,19 @@ struct BlockGraph::Nodes {
   }
 
   void do_forward(GraphSpan& span) {
-    span.times.free_for_forward = device.free_since;
+    ComputeThread& thread = threads_of(span).forwards();
+    span.times.free_for_forward = thread.free_since;
     span.times.forward_begin = SpanTimes::Clock::now();
     work.forward(span);
-    span.times.forward_end = device.free_since = SpanTimes::Clock::now();
+    span.times.forward_end = thread.free_since = SpanTimes::Clock::now();
   }
 
   void do_adapt(GraphSpan& span) {
-    span.times.free_for_adapt = adapts_on.free_since;
+    ComputeThread& thread = threads_of(span).adapts();
+    span.times.free_for_adapt = thread.free_since;
     span.times.adapt_begin = SpanTimes::Clock::now();
     work.adapt(span);
-    span.times.adapt_end = adapts_on.free_since = SpanTimes::Clock::now();
+    span.times.adapt_end = thread.free_since = SpanTimes::Clock::now();
   }
 
   // Runs one step of a span on its thread; the message goes on whatever happens.
@@ -434,8 +450,9 @@ struct BlockGraph::Nodes {
 };
 
 BlockGraph::BlockGraph(GraphOptions options, GraphWork work, IoEngine& engine,
-                       SerialExecutor& device, SerialExecutor& store)
-    : nodes_(std::make_unique<Nodes>(std::move(options), std::move(work), engine, device, store)) {}
+                       std::vector<GraphDevice> devices, SerialExecutor& store)
+    : nodes_(std::make_unique<Nodes>(std::move(options), std::move(work), engine, devices, store)) {
+}
 
 BlockGraph::~BlockGraph() = default;
 

@@ -34,6 +34,7 @@ struct GraphSpan {
   ReadPlan plan;
   std::span<const ReadFile* const> files;  // what the plan's reads index
   std::span<std::byte> slot;               // where plan.placements lie; device memory on a GPU
+  int device = 0;                          // whose slot it is, and who computes the span
   std::span<std::byte> output;             // empty where the span is not adapted
   std::shared_ptr<void> work;              // whatever the callables want to hand on
   SpanTimes times;                         // of the steps behind it; written by the graph alone
@@ -47,10 +48,11 @@ struct GraphWork {
   int num_spans = 0;
   /// The span's name and what to read, from where. On a TBB worker, in ascending order.
   std::function<void(GraphSpan&)> plan;
-  /// On the device's thread, in ascending order; span i only after span i − 1 (see Advance).
+  /// On the thread of the span's device, in ascending order; span i only after span i − 1 (see
+  /// Advance).
   std::function<void(GraphSpan&)> forward;
-  /// On the device's thread, or on GraphOptions::adapter; in ascending order. Empty function: the
-  /// graph ends after forward.
+  /// On the thread of the span's device, or on GraphDevice::adapter; in ascending order on each.
+  /// Empty function: the graph ends after forward.
   std::function<void(GraphSpan&)> adapt;
   /// On the store's thread: the output becomes durable and is journalled.
   std::function<void(GraphSpan&)> store;
@@ -60,13 +62,20 @@ struct GraphWork {
 /// it is adapted (propagated activations; also a CPU, which has no gaps to fill).
 enum class Advance { kAfterForward, kAfterAdapt };
 
+/// Where spans are computed. Its threads outlive the graph.
+struct GraphDevice {
+  SerialExecutor& thread;
+  /// A thread for `adapt`, so that with Advance::kAfterForward the next span's forward runs beside
+  /// it (a GPU, whose streams have gaps to fill). Null: the one above, one after the other.
+  SerialExecutor* adapter = nullptr;
+};
+
 struct GraphOptions {
   Advance advance = Advance::kAfterAdapt;
-  /// A thread for `adapt`, so that with Advance::kAfterForward the next span's forward runs beside
-  /// it (a GPU, whose streams have gaps to fill). Null: the device's own, one after the other.
-  /// Outlives the graph.
-  SerialExecutor* adapter = nullptr;
   std::vector<std::span<std::byte>> slots;  // spans in memory at once; two overlap read and compute
+  /// By slot: whose memory it is. A span goes to the device that has the first slot to spare, so
+  /// slots of several devices should take turns. Empty: all are the first one's.
+  std::vector<int> slot_devices;
   std::vector<std::span<std::byte>> outputs;  // adapted spans in memory at once
   uint64_t slab_bytes = uint64_t{64} << 20;
   int num_slabs = 8;  // bytes in flight ≤ num_slabs · slab_bytes
@@ -87,9 +96,10 @@ struct GraphResult {
 
 class BlockGraph {
  public:
-  /// All references, and the files that spans name, outlive the graph.
-  BlockGraph(GraphOptions options, GraphWork work, IoEngine& engine, SerialExecutor& device,
-             SerialExecutor& store);
+  /// All references, and the files that spans name, outlive the graph. At least one device; several
+  /// are of use with Advance::kAfterForward, when one's forward runs beside another's adaptation.
+  BlockGraph(GraphOptions options, GraphWork work, IoEngine& engine,
+             std::vector<GraphDevice> devices, SerialExecutor& store);
   ~BlockGraph();
 
   /// Streams every span, once. Returns when all are retired, nothing is in flight and every token

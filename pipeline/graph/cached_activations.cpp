@@ -32,6 +32,18 @@ std::string name_of(Boundary boundary, int window) {
   return to_string(boundary) + " window " + std::to_string(window);
 }
 
+/// The user's thread waits while this lives.
+class Wait {
+ public:
+  template <typename Name>
+  Wait(RunMeters& meters, CacheUser& user, Name name)
+      : all_(meters.waits), own_(user.waits), slice_(meters.trace, Track::kWaits, name) {}
+
+ private:
+  Stopwatch all_, own_;
+  TraceSlice slice_;
+};
+
 }  // namespace
 
 // Windows handed to the sinks and not yet on disk.
@@ -45,8 +57,8 @@ struct CachedBoundaries::Quota {
 
 class CachedBoundaries::Sink final : public ActivationSink {
  public:
-  Sink(CachedBoundaries& owner, Boundary boundary)
-      : owner_(owner), file_(std::make_shared<File>()) {
+  Sink(CachedBoundaries& owner, Boundary boundary, CacheUser& user)
+      : owner_(owner), user_(user), file_(std::make_shared<File>()) {
     file_->boundary = boundary;
     file_->first_window = owner.first_in_file(boundary);
     file_->kept = std::make_shared<KeptWindows>(size_t(owner.windows_in_ram(boundary)));
@@ -89,8 +101,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
                   at::TensorOptions().dtype(scalar_type(shape.dtype)))
         .copy_(hidden);
     if (!owner_.behind_->free.try_acquire()) {
-      const Stopwatch wait(owner_.meters_.waits);
-      const TraceSlice slice(owner_.meters_.trace, Track::kWaits, "write behind");
+      const Wait wait(owner_.meters_, user_, "write behind");
       owner_.behind_->free.acquire();
     }
     ++file_->pending;
@@ -192,6 +203,7 @@ class CachedBoundaries::Sink final : public ActivationSink {
   }
 
   CachedBoundaries& owner_;
+  CacheUser& user_;
   std::shared_ptr<File> file_;
 };
 
@@ -200,8 +212,8 @@ class CachedBoundaries::Sink final : public ActivationSink {
 
 class CachedBoundaries::Source final : public ActivationSource {
  public:
-  Source(CachedBoundaries& owner, Boundary boundary)
-      : owner_(owner), boundary_(boundary), state_(std::make_shared<State>()) {
+  Source(CachedBoundaries& owner, Boundary boundary, CacheUser& user)
+      : owner_(owner), user_(user), boundary_(boundary), state_(std::make_shared<State>()) {
     {
       std::lock_guard lock(owner.mutex_);
       const auto kept = owner.kept_.find(boundary);
@@ -235,9 +247,9 @@ class CachedBoundaries::Source final : public ActivationSource {
       const std::vector<int> lengths = lengths_of(window);
       batch.lengths.insert(batch.lengths.end(), lengths.begin(), lengths.end());
     }
-    batch.hidden = at::empty(
-        {total(batch.lengths), shape.hidden},
-        at::TensorOptions().dtype(owner_.options_.compute).device(owner_.options_.device));
+    batch.hidden =
+        at::empty({total(batch.lengths), shape.hidden},
+                  at::TensorOptions().dtype(owner_.options_.compute).device(user_.device));
     int64_t first_token = 0;
     for (const int window : windows) {
       Slot& slot = wait_for(window);
@@ -250,7 +262,7 @@ class CachedBoundaries::Source final : public ActivationSource {
       slot.phase = Phase::kFree;
       fetch_ahead();
     }
-    if (owner_.options_.on_read) owner_.options_.on_read(int(windows.size()));
+    if (user_.on_read) user_.on_read(int(windows.size()));
     return batch;
   }
 
@@ -328,9 +340,7 @@ class CachedBoundaries::Source final : public ActivationSource {
       fetch(*slot, window);
     }
     if (slot->phase == Phase::kInFlight) {
-      const Stopwatch wait(owner_.meters_.waits);
-      const TraceSlice slice(owner_.meters_.trace, Track::kWaits,
-                             [&] { return name_of(boundary_, window); });
+      const Wait wait(owner_.meters_, user_, [&] { return name_of(boundary_, window); });
       state_->changed.wait(lock, [&] { return slot->phase == Phase::kReady; });
     }
     if (slot->failure) {
@@ -407,6 +417,7 @@ class CachedBoundaries::Source final : public ActivationSource {
   }
 
   CachedBoundaries& owner_;
+  CacheUser& user_;
   Boundary boundary_;
   std::shared_ptr<State> state_;
   std::deque<int> order_;
@@ -438,19 +449,17 @@ std::filesystem::path CachedBoundaries::path_of(Boundary boundary) const {
   return options_.directory / (to_string(boundary) + ".h5");
 }
 
-std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary) {
+std::unique_ptr<ActivationSource> CachedBoundaries::source(Boundary boundary, CacheUser& user) {
   {
-    const Stopwatch wait(meters_.waits);
-    const TraceSlice slice(meters_.trace, Track::kWaits,
-                           [&] { return to_string(boundary) + " durable"; });
+    const Wait wait(meters_, user, [&] { return to_string(boundary) + " durable"; });
     if (const std::shared_future<void> there = readable(boundary); there.valid()) there.get();
   }
-  return std::make_unique<Source>(*this, boundary);
+  return std::make_unique<Source>(*this, boundary, user);
 }
 
-std::unique_ptr<ActivationSink> CachedBoundaries::sink(Boundary boundary) {
+std::unique_ptr<ActivationSink> CachedBoundaries::sink(Boundary boundary, CacheUser& user) {
   if (unwanted_ && unwanted_(boundary)) return nullptr;
-  return std::make_unique<Sink>(*this, boundary);
+  return std::make_unique<Sink>(*this, boundary, user);
 }
 
 std::shared_future<void> CachedBoundaries::readable(Boundary boundary) {

@@ -21,6 +21,13 @@
 
 namespace coppice {
 
+/// Who reads and writes hidden states: the thread of one device.
+struct CacheUser {
+  at::Device device = at::kCPU;           // where sources put them
+  std::function<void(int)> on_read = {};  // told on the thread how many windows were handed out
+  Meter waits = {};                       // what the thread waited; RunMeters::waits adds up all
+};
+
 struct CacheOptions {
   std::filesystem::path directory;
   ActivationShape shape;  // of every boundary
@@ -28,7 +35,6 @@ struct CacheOptions {
   /// which fills it.
   std::vector<std::vector<int>> lengths = {};
   at::ScalarType compute;  // sources convert to it
-  at::Device device = at::kCPU;
   int windows_ahead = 4;   // per source, decoded in memory
   int windows_behind = 4;  // per job, waiting to be compressed and written
   int codec_threads = 2;
@@ -38,26 +44,28 @@ struct CacheOptions {
   /// may call it again where it throws IoError (ENOSPC), may throw instead.
   std::function<void(uint64_t bytes, const std::function<void()>& take)> with_room =
       [](uint64_t, const std::function<void()>& take) { take(); };
-  std::function<void(int windows)> on_read;  // told on the device's thread how many were handed out
 };
 
 /// All boundaries of one job, each hidden state once: in memory as far as the options say, else in
 /// a file, "dense.12.h5". A boundary between blocks is always in its file too, for a run that is
 /// continued; one inside a block is made again with its block, so its file holds the windows that
-/// memory does not, and nobody is told of it. Used by the device's thread, except where noted; what
-/// it hands out must not outlive it.
-class CachedBoundaries final : public Boundaries {
+/// memory does not, and nobody is told of it. Any thread; what it hands out belongs to the thread
+/// of its user and must not outlive it.
+class CachedBoundaries {
  public:
   /// `hdf5` is the one serial place of the program's HDF5 calls, and outlives this. `on_durable` is
   /// told there when a boundary's file is complete and on disk.
   CachedBoundaries(CacheOptions options, IoEngine& engine, SerialExecutor& hdf5, RunMeters& meters,
                    std::function<void(Boundary, const FileRecord&)> on_durable);
-  ~CachedBoundaries() override;  // waits for what is being written
+  ~CachedBoundaries();  // waits for what is being written
 
-  std::unique_ptr<ActivationSource> source(Boundary boundary) override;
-  std::unique_ptr<ActivationSink> sink(Boundary boundary) override;
+  /// On the user's thread; `user` outlives what is handed out. A source waits until the boundary
+  /// can be read.
+  std::unique_ptr<ActivationSource> source(Boundary boundary, CacheUser& user);
+  /// Null for one that is unwanted.
+  std::unique_ptr<ActivationSink> sink(Boundary boundary, CacheUser& user);
 
-  /// Boundaries for which sink() answers null. Set before the run.
+  /// Set before the run.
   void set_unwanted(std::function<bool(Boundary)> unwanted) { unwanted_ = std::move(unwanted); }
 
   /// Waits until a boundary written by this job is durable; rethrows what went wrong. Returns at
@@ -98,6 +106,24 @@ class CachedBoundaries final : public Boundaries {
   std::shared_ptr<Quota> behind_;
   tbb::global_control workers_ = enough_workers();
   tbb::task_arena codec_;
+};
+
+/// The cache as one user sees it.
+class UsersBoundaries final : public Boundaries {
+ public:
+  /// Both outlive it.
+  UsersBoundaries(CachedBoundaries& cached, CacheUser& user) : cached_(cached), user_(user) {}
+
+  std::unique_ptr<ActivationSource> source(Boundary boundary) override {
+    return cached_.source(boundary, user_);
+  }
+  std::unique_ptr<ActivationSink> sink(Boundary boundary) override {
+    return cached_.sink(boundary, user_);
+  }
+
+ private:
+  CachedBoundaries& cached_;
+  CacheUser& user_;
 };
 
 }  // namespace coppice

@@ -91,10 +91,14 @@ void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
   inputs.ram_limit_name = limit.name;
 }
 
-void set_device_limit(const ResourceOptions& resources, const Device& device, PlanInputs& inputs) {
-  inputs.is_host = device.where().is_cpu();
+void set_device_limit(const ResourceOptions& resources, const Machine& machine,
+                      PlanInputs& inputs) {
+  inputs.is_host = machine.device().where().is_cpu();
   if (inputs.is_host) return;
-  inputs.device_limit = device.free_bytes();
+  inputs.device_limit = machine.device().free_bytes();
+  for (int index = 1; index < inputs.devices; ++index) {
+    inputs.device_limit = std::min(inputs.device_limit, machine.device(index).free_bytes());
+  }
   inputs.device_limit_name = "free on the device";
   if (resources.vram_budget_bytes > 0) {
     inputs.device_limit = resources.vram_budget_bytes;
@@ -174,7 +178,8 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
     inputs.scoring_device_bytes = scoring.device.bytes();
   }
   set_ram_limit(recipe.resources, inputs);
-  set_device_limit(recipe.resources, device, inputs);
+  inputs.devices = machine.num_devices();
+  set_device_limit(recipe.resources, machine, inputs);
   set_disk_limits(recipe.resources, output.path(), scratch, left.scratch_bytes, inputs);
   return inputs;
 }

@@ -35,10 +35,11 @@ std::string settings_lines(const RunPlan& plan, const PlanInputs& inputs) {
   const RunSettings& s = plan.settings;
   const ResourceOptions& resources = inputs.resources();
   std::string text = fmt::format(
-      "blocks in memory           {}, read through {} staging buffers of {}; shards in memory {}\n"
+      "blocks in memory           {}{}, read through {} staging buffers of {}; shards in memory "
+      "{}\n"
       "hidden states              {} windows read ahead, {} behind; between blocks on disk{}\n",
-      s.slots, resources.num_slabs, size(resources.slab_bytes), s.outputs, s.windows_ahead,
-      s.windows_behind,
+      s.slots, inputs.devices > 1 ? fmt::format(" on each of {} devices", inputs.devices) : "",
+      resources.num_slabs, size(resources.slab_bytes), s.outputs, s.windows_ahead, s.windows_behind,
       s.inputs_in_ram > 0
           ? fmt::format(" and {} of {} windows in RAM", s.inputs_in_ram, inputs.windows)
           : "");
@@ -107,7 +108,8 @@ json plan_json(const RunPlan& plan, const PlanInputs& inputs) {
           {"bytes_read", plan.bytes_read},
           {"bytes_written", plan.bytes_written},
           {"settings",
-           {{"slots", s.slots},
+           {{"devices", inputs.devices},
+            {"slots", s.slots},
             {"outputs", s.outputs},
             {"slab_bytes", inputs.resources().slab_bytes},
             {"num_slabs", inputs.resources().num_slabs},

@@ -50,16 +50,21 @@ uint64_t in_flight_bytes(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t behind = 2 * window * uint64_t(settings.windows_behind + 1);
   const uint64_t scratch = window * uint64_t(in.codec_threads);
   // A window under reconstruction has two sources, each keeps a window as it lies and decoded.
-  const uint64_t ahead = 2 * 2 * window * uint64_t(settings.windows_ahead);
+  const uint64_t ahead = uint64_t(in.devices) * 2 * 2 * window * uint64_t(settings.windows_ahead);
   return behind + ahead + scratch;
+}
+
+/// Each device has a span at work; with several of them others wait whose forward is done.
+int all_streams_inside(const PlanInputs& in, const RunSettings& settings) {
+  const int spans = in.devices > 1 ? all_slots(in, settings) : 1;
+  return spans * streams_inside(in, settings.recompute_targets);
 }
 
 uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
   // Inputs of this block, and of the next one as they are made. Undone: how well they will
   // compress is not known before the start.
-  return window_bytes(in) *
-         uint64_t(streams_inside(in, settings.recompute_targets) * settings.targets_in_ram +
-                  boundaries_between(in) * settings.inputs_in_ram);
+  return window_bytes(in) * uint64_t(all_streams_inside(in, settings) * settings.targets_in_ram +
+                                     boundaries_between(in, settings) * settings.inputs_in_ram);
 }
 
 uint64_t staging_bytes(const PlanInputs& in) {
@@ -79,25 +84,29 @@ uint64_t held_out_bytes(const PlanInputs& in) {
 
 uint64_t mapped_bytes(const PlanInputs& in, const RunSettings& settings) {
   // Of hidden states: what is read, before it is decoded.
-  const uint64_t stored = 2 * window_bytes(in) * uint64_t(settings.windows_ahead);
-  return (in.is_host ? uint64_t(settings.slots) * in.slot_bytes : staging_bytes(in)) +
+  const uint64_t stored =
+      uint64_t(in.devices) * 2 * window_bytes(in) * uint64_t(settings.windows_ahead);
+  return (in.is_host ? uint64_t(all_slots(in, settings)) * in.slot_bytes : staging_bytes(in)) +
          uint64_t(settings.outputs) * adapted_bytes(in) + stored + kOtherMappedBytes;
 }
 
 /// A block's FP8 weights are widened when it is worked on, and stay so until it leaves its slot.
-void add_widened(const PlanInputs& in, const RunSettings& settings, std::vector<PlanItem>& items) {
+void add_widened(const PlanInputs& in, int slots, std::vector<PlanItem>& items) {
   if (in.widened_bytes == 0) return;
-  items.push_back({"FP8 weights as bf16", uint64_t(settings.slots) * in.widened_bytes});
+  items.push_back({"FP8 weights as bf16", uint64_t(slots) * in.widened_bytes});
 }
 
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {
   std::vector<PlanItem> items = {{"program, libraries, threads", in.process_bytes + kGrowthBytes}};
   if (in.is_host) {
-    items.push_back({fmt::format("blocks read ahead ({} slots)", settings.slots),
-                     uint64_t(settings.slots) * in.slot_bytes});
-    add_widened(in, settings, items);
-    const double held = held_by_stages(in, settings);
-    items.push_back({"work of the largest stage", uint64_t(held * (1 + kAllocatorShare))});
+    const int slots = all_slots(in, settings);
+    items.push_back(
+        {fmt::format("blocks read ahead ({} slots)", slots), uint64_t(slots) * in.slot_bytes});
+    add_widened(in, slots, items);
+    const double held = in.devices * held_by_stages(in, settings);
+    items.push_back({in.devices > 1 ? fmt::format("work of the largest stage, {} times", in.devices)
+                                    : "work of the largest stage",
+                     uint64_t(held * (1 + kAllocatorShare))});
   } else {
     items.push_back({"staging buffers", staging_bytes(in)});
   }
@@ -125,7 +134,7 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
        uint64_t(settings.slots) * in.slot_bytes},
       {"work of the largest stage", uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))},
       {"adapted tensors", in.image_bytes + in.mask_bytes}};
-  add_widened(in, settings, items);
+  add_widened(in, settings.slots, items);
   if (in.is_judged) items.push_back({"held-out windows of every recipe", held_out_bytes(in)});
   return items;
 }
@@ -140,10 +149,11 @@ void add_scoring(uint64_t scoring_bytes, PlannedResource& resource) {
 std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& settings) {
   const uint64_t window = window_bytes(in);
   // The inputs of the blocks being stored and of the one at work, and what the latter makes.
-  const int boundaries = num_streams(in) * (2 + settings.outputs) + blocks_inside(in);
+  const int boundaries =
+      num_streams(in) * (2 + settings.outputs) + blocks_inside(in) + boundaries_ahead(in, settings);
   std::vector<PlanItem> items = {{fmt::format("hidden states between blocks ({})", boundaries),
                                   uint64_t(boundaries) * window * uint64_t(in.windows)}};
-  if (const int inside = streams_inside(in, settings.recompute_targets)) {
+  if (const int inside = all_streams_inside(in, settings)) {
     items.push_back({"hidden states inside a block",
                      uint64_t(inside) * window * uint64_t(in.windows - settings.targets_in_ram)});
   }

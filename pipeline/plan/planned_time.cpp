@@ -152,6 +152,7 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
                            "memory"});
   }
   for (const PlannedStage& stage : plan.stages) plan.compute_seconds += stage.seconds;
+  plan.compute_seconds /= in.devices;
   // The rest of the model is copied before the stream starts.
   const double copied = divided(double(in.outer_bytes), in.rates.read_bytes) +
                         divided(double(in.outer_bytes), in.rates.written_bytes);

@@ -73,7 +73,17 @@ int blocks_inside(const PlanInputs& in) {
   return count;
 }
 
-int boundaries_between(const PlanInputs& in) { return 2 * num_streams(in) + blocks_inside(in); }
+int all_slots(const PlanInputs& in, const RunSettings& settings) {
+  return in.devices * settings.slots;
+}
+
+int boundaries_ahead(const PlanInputs& in, const RunSettings& settings) {
+  return in.devices > 1 ? all_slots(in, settings) * (1 + blocks_inside(in)) : 0;
+}
+
+int boundaries_between(const PlanInputs& in, const RunSettings& settings) {
+  return 2 * num_streams(in) + blocks_inside(in) + boundaries_ahead(in, settings);
+}
 
 int blocks_per_span(const std::vector<Recipe>& recipes) {
   int blocks = 1;

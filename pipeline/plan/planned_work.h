@@ -38,8 +38,13 @@ bool has_half_block_boundaries(const PlanInputs& inputs);
 int num_streams(const PlanInputs& inputs);
 /// Boundaries between the blocks of a span that some window ends at.
 int blocks_inside(const PlanInputs& inputs);
-/// Boundaries between blocks that live at once: what enters and leaves the span at work, and those.
-int boundaries_between(const PlanInputs& inputs);
+/// Boundaries between blocks that live at once: what enters and leaves the span at work, and those;
+/// with several devices also what the dense forward has made ahead of the adaptation.
+int boundaries_between(const PlanInputs& inputs, const RunSettings& settings);
+/// Those made ahead: a forward runs until no device has a slot to spare.
+int boundaries_ahead(const PlanInputs& inputs, const RunSettings& settings);
+/// Slots on all devices.
+int all_slots(const PlanInputs& inputs, const RunSettings& settings);
 /// Boundaries inside the blocks of a span.
 int streams_inside(const PlanInputs& inputs, bool recompute_targets);
 

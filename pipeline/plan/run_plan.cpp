@@ -83,7 +83,7 @@ RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets) {
   RunSettings settings;
   settings.recompute_targets = recompute_targets;
   settings.slots = std::max(1, in.resources().prefetch_blocks);
-  settings.outputs = 1;
+  settings.outputs = in.devices;  // each device adapts into one
   settings.windows_ahead = settings.windows_behind = 1;
   settings.convert = Calibrate::Convert::kOnUse;
   return settings;
@@ -100,8 +100,9 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   uint64_t room_bytes = usable - std::min(usable, taken);
   if (!in.is_ram_limit_given && !disk_is_slower) room_bytes = std::min(room_bytes, kSmallStates);
   uint64_t room = room_bytes / std::max<uint64_t>(1, window_bytes(in));
-  const int inside = streams_inside(in, settings.recompute_targets);
-  const int between = boundaries_between(in);
+  const int between = boundaries_between(in, settings);
+  const int inside = streams_inside(in, settings.recompute_targets) *
+                     (in.devices > 1 ? all_slots(in, settings) : 1);
   // Some of many: not worth the memory.
   const bool all_fit = int64_t(room) >= (inside + between) * in.windows;
   if (!all_fit && !in.is_ram_limit_given && !disk_is_slower) return plan;
@@ -147,7 +148,7 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   const double write =
       in.rates.written_bytes > 0 ? double(in.image_bytes) / in.rates.written_bytes : 0;
   if (in.rates.known() ? write > forward : in.image_bytes < kSmallImage) {
-    improve([](RunSettings& s) { s.outputs = 2; });
+    improve([](RunSettings& s) { ++s.outputs; });
   }
   return with_hidden_states_in_ram(in, plan);
 }

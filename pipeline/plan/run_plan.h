@@ -15,7 +15,7 @@ namespace coppice {
 
 /// Everything a budget decides. None of it changes a byte of the output.
 struct RunSettings {
-  int slots = 2;           // spans of blocks in memory at once
+  int slots = 2;           // spans of blocks in memory at once, on each device
   int outputs = 2;         // shards in memory at once
   int windows_ahead = 4;   // hidden states decoded before they are asked for, a source
   int windows_behind = 4;  // hidden states waiting to be compressed and written
@@ -75,6 +75,7 @@ struct PlanInputs {
   int64_t seqlen = 0;
   int64_t compute_bytes = 4;  // of an element
   bool is_host = true;        // the device computes in host memory
+  int devices = 1;            // that blocks are handed to
   int codec_threads = 2;
 
   int blocks_to_do = 0;  // all, unless a run is continued
@@ -87,6 +88,7 @@ struct PlanInputs {
   uint64_t output_bytes = 0;      // still to be written
   uint64_t process_bytes = 0;     // resident before anything is planned
 
+  // `device_limit`: on each.
   uint64_t ram_limit = 0, device_limit = 0, scratch_limit = 0, output_limit = 0;
   std::string ram_limit_name = {}, device_limit_name = {}, scratch_limit_name = {},
               output_limit_name = {};

@@ -64,7 +64,8 @@ class StreamBench {
   double both() {
     return with_cache([this](CachedBoundaries& cached) {
       return stream(2, Reads::kYes, [&](GraphSpan& span) {
-        compute(span, cached);
+        UsersBoundaries boundaries(cached, user_);
+        compute(span, boundaries);
         cached.expire({Stream::kDense, 2 * work_of(span).span.first_block});
       });
     });
@@ -82,8 +83,8 @@ class StreamBench {
     return with_cache([this](CachedBoundaries& cached) {
       return stream(2, Reads::kYes, [&](GraphSpan& span) {
         const int half = 2 * work_of(span).span.first_block;
-        const auto source = cached.source({Stream::kDense, half});
-        const auto sink = cached.sink({Stream::kDense, half + 2});
+        const auto source = cached.source({Stream::kDense, half}, user_);
+        const auto sink = cached.sink({Stream::kDense, half + 2}, user_);
         std::vector<int> order(size_t(tokens_.count()));
         std::iota(order.begin(), order.end(), 0);
         source->announce(order);
@@ -145,7 +146,10 @@ class StreamBench {
     CachedBoundaries cached(options, engine(), machine_.hdf5_thread(), machine_.meters(),
                             [](Boundary, const FileRecord&) {});
     cached.set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });
-    machine_.device().executor().run([&] { begin(cached); });
+    machine_.device().executor().run([&] {
+      UsersBoundaries boundaries(cached, user_);
+      begin(boundaries);
+    });
     cached.wait_durable({Stream::kDense, 0});
     const double seconds = measure(cached);
     const auto start = std::chrono::steady_clock::now();
@@ -167,8 +171,8 @@ class StreamBench {
       if (reads == Reads::kNo) span.plan.reads.clear();
     };
     work.forward = std::move(forward);
-    BlockGraph graph(std::move(options), std::move(work), engine(), machine_.device().executor(),
-                     machine_.store_thread());
+    BlockGraph graph(std::move(options), std::move(work), engine(),
+                     {{machine_.device().executor()}}, machine_.store_thread());
     const auto start = std::chrono::steady_clock::now();
     graph.run();
     return seconds_since(start);
@@ -181,6 +185,7 @@ class StreamBench {
   std::optional<PacedEngine> paced_;
   fs::path scratch_;
   at::ScalarType compute_;
+  CacheUser user_{.device = machine_.device().where()};
   RotaryTable rotary_;
   std::vector<ModelSpan> blocks_;
   std::vector<std::span<std::byte>> slots_;

@@ -333,7 +333,7 @@ TEST(Recipe, OnlyResourcesMayDifferOnResumeAndNotAllOfThem) {
     if (!key.changes_output) free.insert(key.path());
   }
   EXPECT_THAT(free,
-              ElementsAre("resources.disk_budget", "resources.disk_wait",
+              ElementsAre("resources.device", "resources.disk_budget", "resources.disk_wait",
                           "resources.half_block_targets", "resources.io_engine",
                           "resources.num_slabs", "resources.prefetch_blocks", "resources.probe",
                           "resources.ram_budget", "resources.slab_size", "resources.vram_budget"));

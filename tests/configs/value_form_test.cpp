@@ -92,10 +92,11 @@ TEST(ValueForm, PatternsOutsideTheBoundsAreRefused) {
 }
 
 TEST(ValueForm, DevicesHaveAKindAndANumber) {
-  for (const char* text : {"auto", "cpu", "cuda:0", "cuda:12"}) {
+  for (const char* text : {"auto", "cpu", "cuda:0", "cuda:12", "cpu,cpu", "cuda:0,cuda:1"}) {
     EXPECT_EQ(device_name().read(text), text);
   }
-  for (const char* text : {"cuda", "gpu", "cuda:", "cuda:x", "CPU", ""}) {
+  for (const char* text :
+       {"cuda", "gpu", "cuda:", "cuda:x", "CPU", "", "cpu,", "cpu,cuda:0", "cuda:0,auto"}) {
     EXPECT_THAT(reading(device_name(), text), ThrowsMessage<ConfigError>(HasSubstr("cuda:0")))
         << text;
   }

@@ -31,6 +31,21 @@ TEST(Device, AnotherWordIsRefusedWithTheKnownOnes) {
   }
 }
 
+TEST(Device, ACpuCountsAsOftenAsItIsNamed) {
+  const auto devices = make_devices({.device = "cpu,cpu", .threads = 1});
+  ASSERT_EQ(devices.size(), 2u);
+  EXPECT_NE(&devices[0]->executor(), &devices[1]->executor());
+  EXPECT_EQ(make_devices({.device = "cpu"}).size(), 1u);
+}
+
+TEST(Device, EveryNameOfAListIsOneOfADevice) {
+  for (const char* list : {"cpu,gpu", "cpu,"}) {
+    EXPECT_THAT([&] { make_devices({.device = list}); },
+                ThrowsMessage<ConfigError>(HasSubstr("expected auto, cpu or cuda:N")))
+        << list;
+  }
+}
+
 TEST(Device, CpuViewsBytesWhereTheyLieAndCopiesWhereTheirAddressDoesNotSuit) {
   const auto cpu = make_device({.device = "cpu"});
   alignas(4) std::byte bytes[12] = {};

@@ -160,14 +160,14 @@ class GraphOfSpans : public ::testing::Test {
     if (pace.slowest == Slowest::kDisk) engine_.delay = 500us;
     GraphOptions options;
     options.advance = pace.advance;
-    if (pace.advance == Advance::kAfterForward) options.adapter = &adapter_;
     options.slab_bytes = 16 << 10;
     options.num_slabs = pace.slabs;
     for (int i = 0; i < pace.slots; ++i)
       options.slots.push_back(memory_.emplace_back(kSpanBytes).span());
     for (int i = 0; i < pace.outputs; ++i)
       options.outputs.push_back(memory_.emplace_back(4096).span());
-    BlockGraph graph(std::move(options), work_, engine_, device_, store_);
+    SerialExecutor* adapter = pace.advance == Advance::kAfterForward ? &adapter_ : nullptr;
+    BlockGraph graph(std::move(options), work_, engine_, {{device_, adapter}}, store_);
     return graph.run();
   }
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -25,9 +26,13 @@
 namespace coppice {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::IsSupersetOf;
+using ::testing::Not;
+using ::testing::UnorderedElementsAre;
 using namespace std::chrono_literals;
 
 constexpr uint64_t kSpanBytes = 64 << 10;
@@ -96,9 +101,23 @@ class BlockGraphTest : public ::testing::Test {
     return options;
   }
 
-  GraphResult run(GraphOptions options) {
-    BlockGraph graph(std::move(options), work_, engine_, device_, store_);
+  GraphResult run(GraphOptions options, SerialExecutor* adapter = nullptr) {
+    BlockGraph graph(std::move(options), work_, engine_, {{device_, adapter}}, store_);
     graph_ = &graph;
+    return graph.run();
+  }
+
+  /// `slots` on each of two devices, and an output for each.
+  GraphOptions two_devices(int slots) {
+    GraphOptions both = options(2 * slots);
+    for (int slot = 0; slot < 2 * slots; ++slot) both.slot_devices.push_back(slot % 2);
+    both.outputs.push_back(memory_.emplace_back(4096).span());
+    both.advance = Advance::kAfterForward;
+    return both;
+  }
+
+  GraphResult run_on_two_devices(GraphOptions options) {
+    BlockGraph graph(std::move(options), work_, engine_, {{device_}, {second_}}, store_);
     return graph.run();
   }
 
@@ -120,7 +139,7 @@ class BlockGraphTest : public ::testing::Test {
     return v;
   }();
   SpyEngine engine_;
-  SerialExecutor device_{"device"};
+  SerialExecutor device_{"device"}, second_{"second"};
   SerialExecutor store_{"store"};
   GraphWork work_;
   BlockGraph* graph_ = nullptr;
@@ -236,14 +255,73 @@ bool BlockGraphTest::computes_beside_an_adaptation(Advance advance, SerialExecut
   };
   GraphOptions opts = options(2);
   opts.advance = advance;
-  opts.adapter = adapter;
-  run(std::move(opts));
+  run(std::move(opts), adapter);
   return in_time;
 }
 
 TEST_F(BlockGraphTest, ForwardOfTheNextRunsBesideAnAdaptationThatHasAThreadOfItsOwn) {
   SerialExecutor adapter("adapter");
   EXPECT_TRUE(computes_beside_an_adaptation(Advance::kAfterForward, &adapter, 20s));
+}
+
+// Both adaptations wait for each other: only two devices get past that, in whatever order.
+TEST_F(BlockGraphTest, TwoDevicesAdaptAtOnce) {
+  std::latch both(2);
+  work_.adapt = [&](GraphSpan& span) {
+    note("adapt", span);
+    if (span.index < 2) both.arrive_and_wait();
+  };
+  const GraphResult result = run_on_two_devices(two_devices(2));
+  EXPECT_EQ(result.retired, kSpans);
+  EXPECT_THAT(steps_["forward"], ElementsAre(0, 1, 2, 3, 4, 5, 6));
+  EXPECT_THAT(steps_["adapt"], UnorderedElementsAre(0, 1, 2, 3, 4, 5, 6));
+  EXPECT_THAT(steps_["store"], UnorderedElementsAre(0, 1, 2, 3, 4, 5, 6));
+}
+
+TEST_F(BlockGraphTest, ASpanIsComputedOnTheThreadAndInTheSlotOfItsDevice) {
+  GraphOptions opts = two_devices(2);
+  std::map<const std::byte*, int> owner;
+  for (size_t slot = 0; slot < opts.slots.size(); ++slot) {
+    owner[opts.slots[slot].data()] = opts.slot_devices[slot];
+  }
+  std::array<std::thread::id, 2> threads;
+  device_.run([&] { threads[0] = std::this_thread::get_id(); });
+  second_.run([&] { threads[1] = std::this_thread::get_id(); });
+  std::atomic<int> wrong = 0;
+  work_.forward = work_.adapt = [&](GraphSpan& span) {
+    wrong += owner.at(span.slot.data()) != span.device;
+    wrong += threads[size_t(span.device)] != std::this_thread::get_id();
+  };
+  run_on_two_devices(std::move(opts));
+  EXPECT_EQ(wrong, 0);
+}
+
+// One device is kept busy with span 0 until all others are done: the other one did them.
+TEST_F(BlockGraphTest, ASlowDeviceDoesNotHoldTheOtherUp) {
+  work_.num_spans = 4;
+  std::latch others(2);  // spans 1 and 2; span 3 may be granted either slot
+  std::vector<int> devices(4, -1);
+  work_.adapt = [&](GraphSpan& span) {
+    devices[size_t(span.index)] = span.device;
+    if (span.index == 0) others.wait();
+  };
+  work_.store = [&](GraphSpan& span) {
+    if (span.index == 1 || span.index == 2) others.count_down();
+  };
+  run_on_two_devices(two_devices(1));
+  EXPECT_EQ(devices[0], 0);
+  EXPECT_EQ(devices[1], 1);
+  EXPECT_EQ(devices[2], 1);
+}
+
+TEST_F(BlockGraphTest, AFailureOnOneDeviceSkipsWhatComesBehindOnBoth) {
+  work_.adapt = [&](GraphSpan& span) {
+    if (span.index == 2) throw std::runtime_error("no");
+    note("adapt", span);
+  };
+  EXPECT_THROW(run_on_two_devices(two_devices(2)), BlockError);
+  EXPECT_THAT(steps_["store"], IsSupersetOf({0, 1}));  // what was before it is kept
+  EXPECT_THAT(steps_["store"], Not(Contains(2)));
 }
 
 TEST_F(BlockGraphTest, ForwardAndAdaptationOnTheDevicesOwnThreadAreNeverAtOnce) {

@@ -45,8 +45,8 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
         .remainder(64)
         .add(window * 0.5);
   }
-  static void write_all(CachedBoundaries& boundaries, Boundary boundary = kBoundary) {
-    const auto sink = boundaries.sink(boundary);
+  void write_all(CachedBoundaries& boundaries, Boundary boundary = kBoundary) {
+    const auto sink = boundaries.sink(boundary, user_);
     for (int window = kWindows - 1; window >= 0; --window) sink->write(window, content(window));
   }
 
@@ -64,13 +64,14 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
   std::unique_ptr<IoEngine> engine_ = make_io_engine({});
   SerialExecutor hdf5_{"hdf5"};
   RunMeters meters_;
+  CacheUser user_;
   std::map<Boundary, FileRecord> durable_;
 };
 
 TEST_P(CachedActivationsTest, WindowsComeBackAsTheyWere) {
   const auto cache = boundaries();
   write_all(*cache);
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   EXPECT_EQ(source->num_windows(), kWindows);
   for (int window = 0; window < kWindows; ++window) {
     EXPECT_TRUE(source->read(std::span(&window, 1)).hidden.equal(content(window))) << window;
@@ -80,7 +81,7 @@ TEST_P(CachedActivationsTest, WindowsComeBackAsTheyWere) {
 TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
   const auto cache = boundaries();
   write_all(*cache);
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   const std::vector<int> order = {4, 1, 8, 0, 2};
   source->announce(order);
   for (const int window : {4, 1, 7, 8, 0, 2, 2, 6}) {  // 7, the second 2 and 6 were not announced
@@ -95,7 +96,7 @@ TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
 TEST_P(CachedActivationsTest, BatchLaysItsWindowsEndToEnd) {
   const auto cache = boundaries(4);
   write_all(*cache);
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   const std::vector<int> windows = {6, 2};
   const MicroBatch batch = source->read(windows);
   EXPECT_THAT(batch.lengths, ElementsAre(kSeqlen, kSeqlen));
@@ -110,13 +111,13 @@ TEST_P(CachedActivationsTest, WindowsOfSequencesComeBackWithoutWhatFillsThem) {
     return content(window).narrow(0, 0, tokens);
   };
   {
-    const auto sink = cache->sink(kBoundary);
+    const auto sink = cache->sink(kBoundary, user_);
     const std::vector<int64_t> tokens = {3, 5, 1, 3, 3, 4, 5, 2, 4};
     for (int window = 0; window < kWindows; ++window) {
       sink->write(window, filled(window, tokens[size_t(window)]));
     }
   }
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   const std::vector<int> windows = {8, 0, 2};  // from the file, and from memory
   const MicroBatch batch = source->read(windows);
   EXPECT_THAT(batch.lengths, ElementsAre(2, 2, 2, 1, 1));
@@ -136,7 +137,8 @@ TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {
   }
   const auto cache = boundaries();
   const int window = 5;
-  EXPECT_TRUE(cache->source(kBoundary)->read(std::span(&window, 1)).hidden.equal(content(5)));
+  EXPECT_TRUE(
+      cache->source(kBoundary, user_)->read(std::span(&window, 1)).hidden.equal(content(5)));
 }
 
 TEST_P(CachedActivationsTest, InsideABlockEachWindowIsInMemoryOrInTheFile) {
@@ -145,7 +147,7 @@ TEST_P(CachedActivationsTest, InsideABlockEachWindowIsInMemoryOrInTheFile) {
     write_all(*cache, kInsideABlock);
     cache->wait_durable(kInsideABlock);
     EXPECT_EQ(windows_in_file(*cache, kInsideABlock), std::max<int64_t>(0, kWindows - in_ram));
-    expect_all(*cache->source(kInsideABlock));
+    expect_all(*cache->source(kInsideABlock, user_));
     cache->expire(kInsideABlock);
     EXPECT_TRUE(std::filesystem::is_empty(dir_.path())) << in_ram;
   }
@@ -158,8 +160,9 @@ TEST_P(CachedActivationsTest, BetweenBlocksTheFileHoldsEveryWindowWhateverIsInMe
     write_all(*cache);
     cache->wait_durable(kBoundary);
     EXPECT_EQ(windows_in_file(*cache, kBoundary), kWindows);
-    expect_all(*cache->source(kBoundary));
-    expect_all(*boundaries()->source(kBoundary));  // another process, which has the file alone
+    expect_all(*cache->source(kBoundary, user_));
+    expect_all(
+        *boundaries()->source(kBoundary, user_));  // another process, which has the file alone
   }
 }
 
@@ -175,7 +178,7 @@ TEST_P(CachedActivationsTest, WhatIsInMemoryIsReadBeforeItsFileIsDurable) {
   CachedBoundaries cache(options, *engine_, hdf5_, meters_,
                          [there_is_room](Boundary, const FileRecord&) { there_is_room.wait(); });
   write_all(cache);
-  expect_all(*cache.source(kBoundary));  // would hang if it waited for what waits here
+  expect_all(*cache.source(kBoundary, user_));  // would hang if it waited for what waits here
   room.set_value();
   cache.wait_durable(kBoundary);
 }
@@ -184,7 +187,7 @@ TEST_P(CachedActivationsTest, WhatIsInMemoryIsNotRead) {
   const auto cache = boundaries(3, 0, kWindows);
   write_all(*cache);
   cache->wait_durable(kBoundary);
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   std::filesystem::resize_file(cache->path_of(kBoundary), 4096);
   expect_all(*source);
 }
@@ -192,7 +195,7 @@ TEST_P(CachedActivationsTest, WhatIsInMemoryIsNotRead) {
 TEST_P(CachedActivationsTest, WindowMissingInMemoryIsAnError) {
   const auto cache = boundaries(2, kWindows, 0);
   {
-    const auto sink = cache->sink(kInsideABlock);
+    const auto sink = cache->sink(kInsideABlock, user_);
     for (int window = 1; window < kWindows; ++window) sink->write(window, content(window));
   }
   EXPECT_THROW(cache->wait_durable(kInsideABlock), std::logic_error);
@@ -201,7 +204,7 @@ TEST_P(CachedActivationsTest, WindowMissingInMemoryIsAnError) {
 TEST_P(CachedActivationsTest, UnfinishedBoundaryLeavesNoFile) {
   const auto cache = boundaries();
   {
-    const auto sink = cache->sink(kBoundary);
+    const auto sink = cache->sink(kBoundary, user_);
     sink->write(0, content(0));
   }
   EXPECT_ANY_THROW(cache->wait_durable(kBoundary));
@@ -220,7 +223,7 @@ TEST_P(CachedActivationsTest, FlippedBitIsAnErrorAndNeverData) {
   file.seekp(long(offset));
   file.put(byte);
   file.close();
-  const auto source = cache->source(kBoundary);
+  const auto source = cache->source(kBoundary, user_);
   for (const int window : {3, 4}) {
     if (window == 4) {
       EXPECT_THROW(source->read(std::span(&window, 1)), CorruptionError);
@@ -241,7 +244,7 @@ TEST_P(CachedActivationsTest, ExpiredBoundaryIsGone) {
 TEST_P(CachedActivationsTest, UnwantedBoundaryHasNoSink) {
   const auto cache = boundaries();
   cache->set_unwanted([](Boundary boundary) { return boundary == kBoundary; });
-  EXPECT_EQ(cache->sink(kBoundary), nullptr);
+  EXPECT_EQ(cache->sink(kBoundary, user_), nullptr);
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, CachedActivationsTest, ::testing::Values("BF16", "F32"));

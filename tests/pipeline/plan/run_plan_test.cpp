@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "pipeline/errors.h"
+#include "stages/units/unit_layout.h"  // resize_units
 #include "tests/support/tiny_llama.h"
 
 namespace coppice {
@@ -24,6 +25,25 @@ Architecture large_llama() {
     const bool down = linear.role == "down";
     linear.in = down ? architecture.ffn : architecture.hidden;
     linear.out = linear.role == "gate" || linear.role == "up" ? architecture.ffn : 2048;
+  }
+  for (NormSpec& norm : architecture.norms) norm.size = architecture.hidden;
+  return architecture;
+}
+
+/// A block of Qwen2.5-72B: 878 M parameters.
+Architecture qwen_72b() {
+  Architecture architecture = testing::tiny_llama(80);
+  architecture.dtype = "BF16";
+  architecture.hidden = 8192;
+  architecture.ffn = 29568;
+  architecture.heads = 64;
+  architecture.kv_heads = 8;
+  architecture.head_dim = 128;
+  architecture.vocab = 152064;
+  resize_units(architecture);
+  for (LinearSpec& linear : architecture.linears) {
+    if (linear.input == "attention_in" || linear.input == "mlp_in") linear.in = 8192;
+    if (linear.role == "o" || linear.role == "down") linear.out = 8192;
   }
   for (NormSpec& norm : architecture.norms) norm.size = architecture.hidden;
   return architecture;
@@ -106,6 +126,37 @@ TEST_F(RunPlanTest, EveryBudgetIsKeptWhateverFlows) {
       }
     }
   }
+}
+
+TEST_F(RunPlanTest, EveryDeviceHasSlotsWorkAndAShardOfItsOwn) {
+  PlanInputs one = inputs(), two = inputs();
+  one.rates = two.rates = rates();
+  two.devices = 2;
+  const RunPlan alone = plan_run(one), shared = plan_run(two);
+  EXPECT_GE(shared.settings.outputs, 2);
+  EXPECT_GT(shared.ram.bytes(),
+            alone.ram.bytes() + uint64_t(alone.settings.slots) * one.slot_bytes);
+  EXPECT_LT(shared.compute_seconds, 0.75 * alone.compute_seconds);
+  const uint64_t smallest = smallest_budget(two);
+  EXPECT_GT(smallest, smallest_budget(one));
+  EXPECT_LE(with_ram(two, smallest).ram.bytes(), smallest);
+}
+
+// 128 windows of 2,048 tokens: half-blocks by AdamW within 24 GiB of a GPU and 8 of the host.
+TEST_F(RunPlanTest, HalfBlocksOf72BParametersFitASmallCard) {
+  architecture_ = qwen_72b();
+  PlanInputs in = inputs();
+  in.windows = 128;
+  in.seqlen = 2048;
+  in.compute_bytes = 2;
+  in.is_host = false;
+  in.blocks_to_do = 80;
+  in.slot_bytes = in.image_bytes = 877'684'736 * uint64_t{2};
+  in.process_bytes = 1024 * kMiB;
+  in.device_limit = 24 * 1024 * kMiB;
+  const RunPlan plan = with_ram(in, 8 * 1024 * kMiB);
+  EXPECT_LE(plan.device.bytes(), in.device_limit) << complaint_about(plan.device);
+  EXPECT_EQ(plan.settings.slots, 2) << "the next block is read beside this one's adaptation";
 }
 
 TEST_F(RunPlanTest, EveryBudgetBelowTheSmallestIsRefused) {
