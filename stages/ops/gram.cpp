@@ -1,6 +1,7 @@
 #include "stages/ops/gram.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/tril.h>
 
 #include <algorithm>
@@ -14,6 +15,12 @@ namespace {
 // product to run at full rate.
 constexpr int64_t kStrip = 256;
 
+/// Whether the device multiplies x as it is into fp32: products of bf16 are exact there, and summed
+/// there. A product of ATen on the CPU has the dtype of its factors.
+bool multiplies_into_fp32(const at::Tensor& x) {
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16;
+}
+
 }  // namespace
 
 void add_gram(at::Tensor& gram, const at::Tensor& x) {
@@ -23,12 +30,14 @@ void add_gram(at::Tensor& gram, const at::Tensor& x) {
                                 std::to_string(gram.size(1)) + " for " + std::to_string(in) +
                                 " columns");
   }
-  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor factor = multiplies_into_fp32(x) ? x : x.to(at::kFloat);
   for (int64_t first = 0; first < in; first += kStrip) {
     const int64_t width = std::min(kStrip, in - first), height = in - first;
-    gram.narrow(0, first, height)
-        .narrow(1, first, width)
-        .addmm_(wide.narrow(1, first, height).t(), wide.narrow(1, first, width));
+    at::Tensor sums = gram.narrow(0, first, height).narrow(1, first, width);
+    const at::Tensor left = factor.narrow(1, first, height).t();  // [height, tokens]
+    const at::Tensor right = factor.narrow(1, first, width);      // [tokens, width]
+    multiplies_into_fp32(x) ? at::addmm_out(sums, sums, left, right, at::kFloat)
+                            : sums.addmm_(left, right);
   }
 }
 

@@ -26,11 +26,21 @@ int64_t mask_groups_cuda(const at::Tensor&, int, int, at::Tensor&) {
   throw std::runtime_error(kNoKernel);
 }
 #endif
+
+void require_groups(int num_kept, int group_size, int64_t columns) {
+  if (num_kept <= 0 || num_kept >= group_size || group_size > kMaxGroupSize) {
+    throw std::invalid_argument(fmt::format("pattern {}:{}: expected N:M with 0 < N < M <= {}",
+                                            num_kept, group_size, kMaxGroupSize));
+  }
+  if (columns % group_size != 0) {
+    throw std::invalid_argument(fmt::format("pattern {}:{}: in = {} is no multiple of {}", num_kept,
+                                            group_size, columns, group_size));
+  }
+}
+
 }  // namespace detail
 
 namespace {
-
-constexpr int kMaxGroupSize = 64;
 
 at::Tensor checked(const at::Tensor& scores) {
   if (scores.dim() != 2 || scores.scalar_type() != at::kFloat) {
@@ -85,14 +95,7 @@ at::Tensor keep_mask_by_matrix(const at::Tensor& any_scores, double sparsity) {
 
 at::Tensor keep_mask_n_of_m(const at::Tensor& any_scores, int num_kept, int group_size) {
   const at::Tensor scores = checked(any_scores);
-  if (num_kept <= 0 || num_kept >= group_size || group_size > kMaxGroupSize) {
-    throw std::invalid_argument(fmt::format("pattern {}:{}: expected N:M with 0 < N < M <= {}",
-                                            num_kept, group_size, kMaxGroupSize));
-  }
-  if (scores.size(1) % group_size != 0) {
-    throw std::invalid_argument(fmt::format("pattern {}:{}: in = {} is no multiple of {}", num_kept,
-                                            group_size, scores.size(1), group_size));
-  }
+  detail::require_groups(num_kept, group_size, scores.size(1));
   const int count = group_size - num_kept;
   at::Tensor keep = empty_mask(scores);
   require_finite(scores.is_cuda() ? detail::mask_groups_cuda(scores, count, group_size, keep)

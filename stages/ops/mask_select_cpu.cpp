@@ -89,10 +89,7 @@ int64_t mask_groups_cpu(const at::Tensor& scores, int count, int group_size, at:
     for (int64_t group = begin; group < end; ++group) {
       const float* s = score + group * group_size;
       for (int i = 0; i < group_size; ++i) {
-        int rank = 0;  // scores pruned before this one
-        for (int j = 0; j < i; ++j) rank += s[j] <= s[i];
-        for (int j = i + 1; j < group_size; ++j) rank += s[j] < s[i];
-        kept[group * group_size + i] = rank >= count;
+        kept[group * group_size + i] = is_kept_in_group(s, i, group_size, count);
       }
     }
   });

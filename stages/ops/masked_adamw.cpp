@@ -15,6 +15,24 @@ void masked_adamw_cuda(const AdamWPointers&, const AdamWCoefficients&, at::Devic
       "masked_adamw: the state lies on a GPU, but this program was built without CUDA");
 }
 #endif
+
+AdamWCoefficients coefficients_of(const AdamWStep& step) {
+  if (step.step < 1) {
+    throw std::invalid_argument(
+        fmt::format("masked_adamw: steps are counted from 1, found {}", step.step));
+  }
+  const auto steps = static_cast<double>(step.step);
+  AdamWCoefficients c;
+  c.beta1 = static_cast<float>(step.beta1);
+  c.one_minus_beta1 = static_cast<float>(1 - step.beta1);
+  c.beta2 = static_cast<float>(step.beta2);
+  c.one_minus_beta2 = static_cast<float>(1 - step.beta2);
+  c.step_size = static_cast<float>(step.lr / (1 - std::pow(step.beta1, steps)));
+  c.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(step.beta2, steps)));
+  c.epsilon = static_cast<float>(step.epsilon);
+  return c;
+}
+
 }  // namespace detail
 
 namespace {
@@ -62,28 +80,11 @@ detail::AdamWPointers checked_pointers(AdamWState& state, const at::Tensor& grad
   return tensors;
 }
 
-detail::AdamWCoefficients coefficients_of(const AdamWStep& step) {
-  if (step.step < 1) {
-    throw std::invalid_argument(
-        fmt::format("masked_adamw: steps are counted from 1, found {}", step.step));
-  }
-  const auto steps = static_cast<double>(step.step);
-  detail::AdamWCoefficients c;
-  c.beta1 = static_cast<float>(step.beta1);
-  c.one_minus_beta1 = static_cast<float>(1 - step.beta1);
-  c.beta2 = static_cast<float>(step.beta2);
-  c.one_minus_beta2 = static_cast<float>(1 - step.beta2);
-  c.step_size = static_cast<float>(step.lr / (1 - std::pow(step.beta1, steps)));
-  c.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(step.beta2, steps)));
-  c.epsilon = static_cast<float>(step.epsilon);
-  return c;
-}
-
 }  // namespace
 
 void masked_adamw(AdamWState& state, const at::Tensor& gradient, const AdamWStep& step) {
   const detail::AdamWPointers tensors = checked_pointers(state, gradient);
-  const detail::AdamWCoefficients c = coefficients_of(step);
+  const detail::AdamWCoefficients c = detail::coefficients_of(step);
   state.master.is_cuda() ? detail::masked_adamw_cuda(tensors, c, state.master.device())
                          : detail::masked_adamw_cpu(tensors, c);
 }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "stages/ops/masked_adamw.h"
+
 namespace coppice::detail {
 
 /// One step over n contiguous elements. Pointers are null where a tensor is undefined; of the two
@@ -30,6 +32,9 @@ struct AdamWCoefficients {
   float inverse_root_correction = 0;  // 1 / √(1 − beta2^step)
   float epsilon = 0;
 };
+
+/// Throws std::invalid_argument for a step below 1.
+AdamWCoefficients coefficients_of(const AdamWStep& step);
 
 void masked_adamw_cpu(const AdamWPointers& tensors, const AdamWCoefficients& c);
 void masked_adamw_cuda(const AdamWPointers& tensors, const AdamWCoefficients& c, at::Device device);

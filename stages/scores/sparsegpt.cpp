@@ -22,26 +22,15 @@ struct LazyBlock {
   at::Tensor factor;  // [width, width], of U
 };
 
-at::Tensor scores_of(const at::Tensor& weight, const at::Tensor& diagonal) {
-  return weight.div(diagonal).square_();
-}
-
-/// N:M is chosen where the sweep is: the weights of the group have been corrected by then.
-void choose_group(LazyBlock& block, int64_t first, const SparsityPattern& pattern) {
-  const int64_t size = pattern.group_size;
-  const at::Tensor diagonal = block.factor.diagonal().narrow(0, first, size);
-  const at::Tensor scores = scores_of(block.weight.narrow(1, first, size), diagonal);
-  block.mask.narrow(1, first, size)
-      .copy_(keep_mask_n_of_m(scores, pattern.num_kept, pattern.group_size));
-}
-
-void sweep(LazyBlock& block, const SparsityPattern& pattern) {
-  const int64_t width = block.weight.size(1);
-  const int64_t step = pattern.is_unstructured() ? width : pattern.group_size;
-  for (int64_t first = 0; first < width; first += step) {
-    if (!pattern.is_unstructured()) choose_group(block, first, pattern);
-    sweep_columns_(block.weight, block.errors, block.mask, block.factor, first, first + step);
+void sweep(LazyBlock& block, double sparsity, const SparsityPattern& pattern) {
+  if (!pattern.is_unstructured()) {
+    block.mask = sweep_groups_(block.weight, block.errors, block.factor, pattern.num_kept,
+                               pattern.group_size);
+    return;
   }
+  const at::Tensor scores = block.weight.div(block.factor.diagonal()).square_();
+  block.mask = keep_mask_by_matrix(scores, sparsity);
+  sweep_columns_(block.weight, block.errors, block.mask, block.factor);
 }
 
 /// Dead columns get 1 there, before the mean is taken.
@@ -87,11 +76,7 @@ SweptWeight sweep_columns(const at::Tensor& weight, const at::Tensor& dead,
     block.weight = result.weight.narrow(1, first, width).contiguous();
     block.errors = at::empty(block.weight.sizes(), block.weight.options());
     block.factor = factor.narrow(0, first, width).narrow(1, first, width).contiguous();
-    block.mask =
-        pattern.is_unstructured()
-            ? keep_mask_by_matrix(scores_of(block.weight, block.factor.diagonal()), sparsity)
-            : at::empty(block.weight.sizes(), result.mask.options());
-    sweep(block, pattern);
+    sweep(block, sparsity, pattern);
     result.weight.narrow(1, first, width).copy_(block.weight);
     result.mask.narrow(1, first, width).copy_(block.mask);
     result.weight.narrow(1, first + width, rest)

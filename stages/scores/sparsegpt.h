@@ -21,7 +21,8 @@ struct SweptWeight {
   at::Tensor weight;  // fp32 [out, in]: 0 where pruned
 };
 
-/// From left to right in lazy blocks of `block_size` columns (rounded down to whole N:M groups):
+/// From left to right in lazy blocks of `block_size` columns (rounded down to whole N:M groups; at
+/// most kMaxSweepColumns):
 /// scores W_ij² / U_jj², prunes num_pruned(sparsity, out · columns) of each block, or chooses N of
 /// M as the sweep reaches a group, and adds each column's error to the columns behind it.
 /// weight [out, in], any float type; dead columns of it count as 0 and go first. factor as above.

@@ -1,5 +1,6 @@
 #include "stages/ops/gram.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
@@ -17,7 +18,7 @@ using testing::IsIdenticalTo;
 
 at::Tensor gram_of(const std::vector<at::Tensor>& parts) {
   const int64_t in = parts.front().size(1);
-  at::Tensor gram = at::zeros({in, in}, at::TensorOptions(at::kFloat));
+  at::Tensor gram = at::zeros({in, in}, parts.front().options().dtype(at::kFloat));
   for (const at::Tensor& x : parts) add_gram(gram, x);
   mirror_gram(gram);
   return gram;
@@ -42,6 +43,19 @@ TEST(Gram, IsExactlySymmetric) {
 TEST(Gram, HalfPrecisionIsMultipliedInFp32) {
   const at::Tensor x = at::randn({9, 30}, at::TensorOptions(at::kBFloat16));
   EXPECT_THAT(gram_of({x}), IsIdenticalTo(gram_of({x.to(at::kFloat)})));
+}
+
+// Products of bf16 are exact in fp32: what differs is the order of their sums.
+TEST(Gram, OnAGpuIsThatOfTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    for (const int64_t in : {1, 7, 256, 700}) {
+      const at::Tensor a = at::randn({11, in}, at::TensorOptions(dtype));
+      const at::Tensor b = at::randn({500, in}, at::TensorOptions(dtype));
+      const at::Tensor gram = gram_of({a.to(at::kCUDA), b.to(at::kCUDA)});
+      EXPECT_THAT(gram.cpu(), IsCloseTo(gram_of({a, b}))) << dtype << " " << in;
+    }
+  }
 }
 
 TEST(Gram, OtherWidthIsRefused) {
