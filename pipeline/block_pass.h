@@ -87,7 +87,7 @@ class BlockPass {
   virtual void record(GraphSpan& span) = 0;
 
   void run_stage(const GraphSpan& span, const Stage& stage, WindowJob& job);
-  const Device& device_of(const GraphSpan& span) { return lane_of(span).device; }
+  Device& device_of(const GraphSpan& span) { return lane_of(span).device; }
   /// As the span's device sees them.
   Boundaries& boundaries_of(const GraphSpan& span) { return lane_of(span).boundaries; }
 

@@ -6,10 +6,11 @@
 #include <new>
 #include <system_error>
 
-#include "configs/errors.h"      // ConfigError: 2
-#include "pipeline/interrupt.h"  // Interrupted: 130
-#include "stages/errors.h"       // NumericalError: 6
-#include "storage/errors.h"      // IoError: 3, CorruptionError: 4
+#include "configs/errors.h"              // ConfigError: 2
+#include "pipeline/device/gpu_driver.h"  // is_gpu_error: 1
+#include "pipeline/interrupt.h"          // Interrupted: 130
+#include "stages/errors.h"               // NumericalError: 6
+#include "storage/errors.h"              // IoError: 3, CorruptionError: 4
 
 namespace coppice {
 namespace {
@@ -47,6 +48,10 @@ std::string message_of(const std::exception& error) {
   const std::string message = torch ? torch->what_without_backtrace() : error.what();
   if (dynamic_cast<const std::bad_alloc*>(&error)) return "out of memory";
   if (is_out_of_memory(error)) return "out of memory: " + message;
+  if (is_gpu_error(error)) {
+    return message +
+           "\n  what a run finished before is safe: the same command with --resume continues it";
+  }
   if (is_out_of_threads(error)) return "no memory or no permission for another thread: " + message;
   return message;
 }

@@ -17,12 +17,23 @@ EngineChoice engine_choice(const std::string& word) {
   throw ConfigError("resources.io_engine: " + word + ": expected auto, uring or pread");
 }
 
+// `done`, which also ends what begins on the timeline now.
+CopyCompletion traced(Trace* trace, const std::string& name, CopyCompletion done) {
+  if (trace == nullptr) return done;
+  const uint64_t id = trace->begin(Track::kUpload, name, {});
+  return [=, done = std::move(done)](std::exception_ptr failure) {
+    trace->end(Track::kUpload, name, id);
+    done(std::move(failure));
+  };
+}
+
 }  // namespace
 
 Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
                  Trace* trace, Devices devices) {
   meters_.trace = trace;
-  devices_ = make_devices({resources.device, resources.compute_dtype, resources.threads});
+  devices_ = make_devices(
+      {resources.device, resources.compute_dtype, resources.threads, resources.vram_budget_bytes});
   if (devices == Devices::kOne && devices_.size() > 1) {
     throw ConfigError("resources.device: " + resources.device +
                       ": expected one device; blocks are handed to several only by run, under "
@@ -38,6 +49,12 @@ std::string Machine::device_names() const {
   std::string names;
   for (const auto& device : devices_) names += (names.empty() ? "" : ",") + device->name();
   return names;
+}
+
+uint64_t Machine::peak_device_bytes() const {
+  uint64_t most = 0;
+  for (const auto& device : devices_) most = std::max(most, device->peak_bytes());
+  return most;
 }
 
 double Machine::idle_seconds() const {
@@ -76,15 +93,17 @@ GraphOptions Machine::allocate(const ResourceOptions& resources, const RunSettin
       options.slot_devices.push_back(index);
     }
   }
+  // Any device copies from and to what the first one staged.
   for (int i = 0; i < resources.num_slabs; ++i) {
-    const auto slab = device().allocate_slab(resources.slab_bytes);  // any device reads from it
+    const auto slab = device().allocate_staging(resources.slab_bytes);
     if (!slab.empty()) options.slabs.push_back(slab);
   }
   if (!options.slabs.empty()) {
-    options.upload = [this](GraphSpan& span, std::span<const std::byte> slab,
-                            uint64_t slot_offset) {
-      const TraceSlice slice(meters_.trace, Track::kUpload, span.name);
-      device(span.device).upload(slab, span.slot.data() + slot_offset);
+    options.upload = [this](const GraphSpan& span, std::span<const std::byte> slab,
+                            uint64_t slot_offset, CopyCompletion done) {
+      device(span.device)
+          .upload(slab, span.slot.data() + slot_offset,
+                  traced(meters_.trace, span.name, std::move(done)));
     };
   }
   // What reads land in: slabs where there are any, because then slots are the device's memory.
@@ -92,10 +111,22 @@ GraphOptions Machine::allocate(const ResourceOptions& resources, const RunSettin
       {.memory = options.slabs.empty() ? options.slots : options.slabs, .files = {}}));
   if (output_bytes > 0) {
     for (int i = 0; i < settings.outputs; ++i) {
-      options.outputs.push_back(outputs_.emplace_back(output_bytes).span());
+      const auto staged = device().allocate_staging(output_bytes);
+      options.outputs.push_back(staged.empty() ? outputs_.emplace_back(output_bytes).span()
+                                               : staged);
     }
   }
   return options;
+}
+
+CopyWait Machine::downloads(Device& device, const std::string& name) {
+  CopyWait wait = device.downloads();
+  if (meters_.trace == nullptr || device.where().is_cpu()) return wait;
+  const uint64_t id = meters_.trace->begin(Track::kDownload, name, {});
+  return [=, this] {
+    wait();
+    meters_.trace->end(Track::kDownload, name, id);
+  };
 }
 
 void Machine::read_often(std::span<const ReadFile* const> files) {

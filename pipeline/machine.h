@@ -34,6 +34,8 @@ class Machine {
   Device& device(int index) const { return *devices_[size_t(index)]; }
   int num_devices() const { return int(devices_.size()); }
   std::string device_names() const;  // "cuda:0,cuda:1"
+  /// Of the device that took the most.
+  uint64_t peak_device_bytes() const;
   /// Seconds without a task, of the device that had least to do.
   double idle_seconds() const;
   IoEngine& engine() const { return *engine_; }
@@ -49,6 +51,8 @@ class Machine {
                              uint64_t slot_bytes, uint64_t output_bytes, int num_devices = 1);
   /// The threads of the first `num_devices`.
   std::vector<GraphDevice> graph_devices(int num_devices = 1) const;
+  /// What Device::downloads() waits for, on the trace's timeline as `name`.
+  CopyWait downloads(Device& device, const std::string& name);
   /// Prepares the engine for many reads of these files, which outlive the machine.
   void read_often(std::span<const ReadFile* const> files);
 

@@ -80,8 +80,8 @@ void require_no_unknown_in_blocks(const SourceModel& model) {
   }
 }
 
+// Of what is small, or nobody waits for.
 void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
-  if (tensor.const_data_ptr() == destination.data()) return;  // it was made there
   const at::Tensor host = tensor.to(at::kCPU).contiguous();
   std::memcpy(destination.data(), host.const_data_ptr(), destination.size());
 }
@@ -184,24 +184,23 @@ std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> m
 }
 
 std::span<const std::byte> OutputDirectory::assemble_block(
-    std::span<std::byte> memory, int block,
+    std::span<std::byte> memory, int block, Device& device,
     const std::function<at::Tensor(const std::string& name)>& tensor) const {
   const std::vector<TensorSpec> specs = block_specs(block);
   const ShardImage image(memory, specs);
   const std::vector<NamedShape> read = block_tensors(model_.architecture, block);
   for (size_t i = 0; i < specs.size(); ++i) {
-    copy_bytes(tensor(read[i].name), image.tensor(specs[i].name));
+    device.download(tensor(read[i].name), image.tensor(specs[i].name));
   }
   return image.bytes();
 }
 
 std::span<const std::byte> OutputDirectory::assemble_block(std::span<std::byte> memory, int block,
-                                                           const GraphSpan& span,
-                                                           const Variant& variant,
-                                                           const Device& device) const {
+                                                           Device& device, const GraphSpan& span,
+                                                           const Variant& variant) const {
   std::map<std::string, Slice> slices;
   if (is_sliced()) slices = slices_of(model_.architecture, block, variant.kept_units);
-  return assemble_block(memory, block, [&](const std::string& name) {
+  return assemble_block(memory, block, device, [&](const std::string& name) {
     const auto adapted = variant.adapted.find(name);
     const at::Tensor whole = adapted != variant.adapted.end()
                                  ? adapted->second

@@ -51,16 +51,15 @@ class OutputDirectory {
                                            const Device& device) const;
 
   /// A block's shard in `memory`, each tensor as `tensor` gives it (dtype and shape of the
-  /// input's). On the device's thread. Returns the image.
+  /// input's). On the device's thread. Returns the image, which is complete when the device's
+  /// downloads() are there.
   std::span<const std::byte> assemble_block(
-      std::span<std::byte> memory, int block,
+      std::span<std::byte> memory, int block, Device& device,
       const std::function<at::Tensor(const std::string& name)>& tensor) const;
   /// Completes a block's shard in its part of `memory`: adapted tensors from `variant` (those that
-  /// lie there already stay), all others byte for byte from the span's slot. On the device's
-  /// thread. Returns the image.
-  std::span<const std::byte> assemble_block(std::span<std::byte> memory, int block,
-                                            const GraphSpan& span, const Variant& variant,
-                                            const Device& device) const;
+  /// lie there already stay), all others byte for byte from the span's slot. As above.
+  std::span<const std::byte> assemble_block(std::span<std::byte> memory, int block, Device& device,
+                                            const GraphSpan& span, const Variant& variant) const;
   FileRecord write_block(int block, std::span<const std::byte> image) const;
 
   /// A shard of the variant's bitmasks of the block, "<weight>.bitmask", in memory of its own;

@@ -94,7 +94,7 @@ void PrunePass::begin(GraphSpan& span, size_t recipe, Variant& variant) {
 
 void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
   const ModelSpan& what = work_of(span).span;
-  const Device& device = device_of(span);
+  Device& device = device_of(span);
   const OutputDirectory& directory = outputs_[recipe].directory;
   if (judges_) carry_held_out(span, recipe, variant);
   for (const WindowReport& window : variant.windows) {
@@ -110,7 +110,8 @@ void PrunePass::end(GraphSpan& span, size_t recipe, Variant& variant) {
     adapted.block = block;
     if (outputs_[recipe].is_written && !directory.is_cut_out(block)) {
       const auto part = directory.part_of(part_of(span, recipe), what.first_block, block);
-      adapted.image = directory.assemble_block(part, block, span, variant, device);
+      adapted.image = directory.assemble_block(part, block, device, span, variant);
+      adapted.arrival = context_.machine.downloads(device, span.name);
       adapted.masks = directory.assemble_masks(block, variant);
     }
     adapted.report = block_report(block, in_block(context_.model.architecture, block, ""), variant);
@@ -223,6 +224,7 @@ fs::path PrunePass::held_out_path(int half) const {
 std::vector<FileRecord> PrunePass::write_block(const Adapted& block, const std::string& span) {
   const OutputDirectory& directory = outputs_[block.recipe].directory;
   RunMeters& meters = context_.machine.meters();
+  block.arrival();
   std::vector<FileRecord> files;
   context_.space.with_room(directory.path(), block.image.size() + block.masks.size(), [&] {
     const Stopwatch busy(meters.writes);

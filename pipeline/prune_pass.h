@@ -48,6 +48,7 @@ class PrunePass final : public BlockPass {
     size_t recipe = 0;
     int block = 0;
     std::span<const std::byte> image;  // empty: nothing is written
+    CopyWait arrival = {};             // of the image
     std::vector<std::byte> masks;      // the image of theirs; empty: none are asked for
     nlohmann::json report;
     std::vector<FileRecord> files = {};

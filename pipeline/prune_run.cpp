@@ -315,6 +315,7 @@ RunTotals PruneRun::totals(const PassContext& context) const {
   RunTotals totals;
   totals.wall_seconds = seconds_since(start_);
   totals.device_idle_seconds = machine_.idle_seconds();
+  totals.peak_device_bytes = machine_.peak_device_bytes();
   totals.resumed = state_->is_resumed();
   totals.stages = context.stage_totals;
   totals.streamed_seconds = seconds_since(stream_start_);

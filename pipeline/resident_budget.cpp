@@ -43,8 +43,9 @@ ResidentBudget resident_budget(const SourceModel& model, const std::vector<PlanI
   place.push_back({"the model as it is stored", stored_bytes(model)});
   place.insert(place.end(), work.begin(), work.end());
   budget.device.name = "device memory";
-  const bool is_given = resources.vram_budget_bytes > 0;
-  budget.device.limit = is_given ? resources.vram_budget_bytes : device.free_bytes();
+  const uint64_t granted = resources.vram_budget_bytes, free = device.free_bytes();
+  const bool is_given = granted > 0 && granted <= free;
+  budget.device.limit = is_given ? granted : free;
   budget.device.limit_name = is_given ? "--vram-budget" : "free on the device";
   return budget;
 }

@@ -106,8 +106,8 @@ RetrainRun::RetrainRun(const RetrainRunOptions& options)
     : options_(options),
       progress_(options.verbosity),
       model_(open_pruned(options)),
-      device_(make_device(
-          {options.resources.device, options.resources.compute_dtype, options.resources.threads})),
+      device_(make_device({options.resources.device, options.resources.compute_dtype,
+                           options.resources.threads, options.resources.vram_budget_bytes})),
       output_(options.output, model_),
       budget_(retrain_budget(model_, output_, options.retrain, options.calibration.seqlen,
                              options.resources, *device_)),
@@ -216,9 +216,10 @@ json RetrainRun::write_blocks() {
     const NamedTensors result = trainer_->result(block);
     for (const auto& [name, tensor] : result) require_finite(name, tensor);
     blocks.push_back(retrained_block(model_.architecture, block, resident_.tensors, result));
-    output_.write_block(
-        block, output_.assemble_block(memory.span(), block,
-                                      [&](const std::string& name) { return result.at(name); }));
+    const std::span<const std::byte> image = output_.assemble_block(
+        memory.span(), block, *device_, [&](const std::string& name) { return result.at(name); });
+    device_->downloads()();
+    output_.write_block(block, image);
   }
   return blocks;
 }

@@ -66,12 +66,13 @@ void print_summary(const PruneRunOptions& options, const json& report) {
   const json& totals = report.at("totals");
   const double wall = totals.at("wall_seconds");
   const double waited = totals.at("compute_waited_for_io_seconds");
+  const double on_gpu = totals.at("peak_device_bytes");
   const json& cache = totals.at("activation_cache");
   const double stored = cache.at("stored_bytes").get<double>();
   fmt::print(
       "\nDone: {}\n{}"
       "  time       {} ({:.1f} % of it waited for reads and writes){}\n"
-      "  memory     {} at the peak\n"
+      "  memory     {} at the peak{}\n"
       "{}"
       "  disk       {} read, {} written; activations compressed {:.2f} to 1\n"
       "  loads in   transformers like the dense model: {}\n"
@@ -79,7 +80,8 @@ void print_summary(const PruneRunOptions& options, const json& report) {
       options.output.string(), loss_lines(report) + fallback_line(report), human_seconds(wall),
       100 * waited / wall,
       totals.at("resumed").get<bool>() ? ", continued from an earlier run" : "",
-      human_bytes(totals.at("peak_rss_bytes").get<double>()), plan_line(report.at("plan")),
+      human_bytes(totals.at("peak_rss_bytes").get<double>()),
+      on_gpu > 0 ? ", " + human_bytes(on_gpu) + " of the GPU's" : "", plan_line(report.at("plan")),
       human_bytes(totals.at("bytes_read").get<double>()),
       human_bytes(totals.at("bytes_written").get<double>()),
       stored > 0 ? cache.at("raw_bytes").get<double>() / stored : 1.0,

@@ -66,8 +66,14 @@ class CpuDevice final : public Device {
   std::span<std::byte> allocate_slot(uint64_t bytes) override {
     return slots_.emplace_back(bytes).span();
   }
-  std::span<std::byte> allocate_slab(uint64_t) override { return {}; }
-  void upload(std::span<const std::byte>, std::byte*) override {}
+  std::span<std::byte> allocate_staging(uint64_t) override { return {}; }
+  void upload(std::span<const std::byte>, std::byte*, CopyCompletion done) override {
+    done(nullptr);  // reads landed in the slot
+  }
+  void download(const at::Tensor& tensor, std::span<std::byte> host) override {
+    if (tensor.const_data_ptr() == host.data()) return;  // it was made there
+    std::memcpy(host.data(), tensor.contiguous().const_data_ptr(), host.size());
+  }
 
   at::Tensor view(std::span<std::byte> bytes, at::IntArrayRef shape,
                   at::ScalarType dtype) const override {

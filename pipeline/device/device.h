@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,10 +19,17 @@ namespace coppice {
 struct DeviceOptions {
   std::string device = "auto";         // auto (a GPU where there is one), cpu, cuda:N; several: a,b
   std::string compute_dtype = "auto";  // auto, fp32, bf16
-  int threads = 0;  // inside an operation, CPU; 0: all cores this process may use
+  int threads = 0;                 // inside an operation, CPU; 0: all cores this process may use
+  uint64_t vram_budget_bytes = 0;  // of a GPU's own memory, slots included; 0: all there is
 };
 
-/// Owns slots and slabs, and the one thread that calls libtorch for this device.
+/// Called once, on any thread; `failure` is null on success. Must not throw and must not block.
+using CopyCompletion = std::function<void(std::exception_ptr failure)>;
+
+/// Returns when copies are done. Any thread, once; throws GpuError where they failed.
+using CopyWait = std::function<void()>;
+
+/// Owns slots and staging memory, and the one thread that calls libtorch for this device.
 class Device {
  public:
   virtual ~Device() = default;
@@ -35,15 +44,27 @@ class Device {
 
   /// Of the device's own memory; 0 where it computes in host memory.
   virtual uint64_t free_bytes() const { return 0; }
+  /// The most of it that slots and libtorch held; without what the driver itself takes.
+  virtual uint64_t peak_bytes() const { return 0; }
 
   /// Memory that lives as long as the device. Throws std::bad_alloc.
   virtual std::span<std::byte> allocate_slot(uint64_t bytes) = 0;
-  /// Staging memory the I/O engine reads into; empty where slots are host memory.
-  virtual std::span<std::byte> allocate_slab(uint64_t bytes) = 0;
-  /// Copies a slab to `slot` + offset; the bytes are there before a task posted later runs.
-  virtual void upload(std::span<const std::byte> slab, std::byte* slot) = 0;
-  /// Returns when everything this thread has started on the device is done: before a slot that it
-  /// reads is given back. Device's thread.
+  /// Host memory that the device copies from and to beside its work, as long-lived; empty where it
+  /// computes in host memory. Throws std::bad_alloc.
+  virtual std::span<std::byte> allocate_staging(uint64_t bytes) = 0;
+  /// Starts copying what was staged to a place in a slot, beside what is computed; any thread,
+  /// returns at once. `done` is called when the bytes are there: a task posted then sees them.
+  virtual void upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) = 0;
+  /// Starts copying a tensor of as many bytes to host memory, staging where there is any, beside
+  /// what is computed next: the tensor must not be written to any more. Device's thread.
+  virtual void download(const at::Tensor& tensor, std::span<std::byte> host) = 0;
+  /// Waits for all downloads since the last call. Device's thread; what is returned holds the
+  /// tensors, and the device outlives it.
+  virtual CopyWait downloads() {
+    return [] {};
+  }
+  /// Returns when everything this thread has computed is done: before a slot that it reads is given
+  /// back. Device's thread.
   virtual void finish() const {}
   /// A tensor over bytes of a slot, not owning them. Where their address does not suit the dtype
   /// (safetensors promises no alignment) the tensor is a copy.

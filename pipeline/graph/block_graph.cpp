@@ -80,7 +80,8 @@ struct Slab {
   SlabRange range;
   TokenLease token;
   std::exception_ptr failure;
-  bool was_read = false;
+  const char* step = "read";  // that failed
+  bool is_there = false;      // in the slot
 };
 using SlabPtr = std::shared_ptr<Slab>;
 
@@ -129,6 +130,8 @@ struct BlockGraph::Nodes {
   flow::join_node<std::tuple<SlabPtr, int>, flow::reserving> admit{graph};
   SlabAsync read;
   SlabQueue arrived{graph};
+  SlabAsync upload;
+  SlabQueue uploaded{graph};
   flow::multifunction_node<SlabPtr, std::tuple<SpanPtr>> ready;
   flow::join_node<std::tuple<SpanPtr, Inputs>, flow::key_matching<int>> with_inputs;
   SpanAsync forward;
@@ -159,6 +162,9 @@ struct BlockGraph::Nodes {
             [this](const auto& granted, auto& ports) { do_cut(granted, ports); }),
         read(graph, flow::unlimited,
              [this](SlabPtr slab, SlabAsync::gateway_type& gateway) { do_read(slab, gateway); }),
+        upload(
+            graph, flow::unlimited,
+            [this](SlabPtr slab, SlabAsync::gateway_type& gateway) { do_upload(slab, gateway); }),
         ready(graph, flow::serial, [this](SlabPtr slab, auto& ports) { do_ready(slab, ports); }),
         with_inputs(
             graph, [](const SpanPtr& span) { return span->span.index; },
@@ -206,7 +212,9 @@ struct BlockGraph::Nodes {
     flow::make_edge(admit, *admitted);
     flow::make_edge(*admitted, read);
     flow::make_edge(read, arrived);  // a gateway drops what its successor rejects: always a queue
-    flow::make_edge(arrived, ready);
+    flow::make_edge(arrived, upload);
+    flow::make_edge(upload, uploaded);
+    flow::make_edge(uploaded, ready);
     flow::make_edge(flow::output_port<0>(ready), flow::input_port<0>(with_inputs));
     joined.emplace(graph, flow::serial, [](const std::tuple<SpanPtr, Inputs>& pair) {
       std::get<0>(pair)->span.times.inputs_there = std::get<1>(pair).since;
@@ -293,7 +301,7 @@ struct BlockGraph::Nodes {
       std::get<1>(ports).try_put(travelling);
     }
     for (const SlabRange& range : travelling->slabs) {
-      std::get<0>(ports).try_put(std::make_shared<Slab>(Slab{travelling, range, {}, {}, false}));
+      std::get<0>(ports).try_put(std::make_shared<Slab>(Slab{travelling, range, {}, {}}));
     }
   }
 
@@ -321,8 +329,8 @@ struct BlockGraph::Nodes {
     return batch;
   }
 
-  // Touches nothing of the span that `ready` writes: slabs of one span may be in both nodes at
-  // once.
+  // Touches nothing of the span that `ready` writes: slabs of one span may be in all three nodes at
+  // once. So does the next.
   void do_read(const SlabPtr& slab, SlabAsync::gateway_type& gateway) {
     gateway.reserve_wait();
     if (is_past_stop(slab->owner->span)) {
@@ -333,27 +341,41 @@ struct BlockGraph::Nodes {
     engine.submit(reads_of(slab), [slab, &gateway](ReadBatch batch, std::exception_ptr failure) {
       batch.memory.reset();
       slab->failure = failure;
-      slab->was_read = true;
+      slab->is_there = failure == nullptr;
       gateway.try_put(slab);
       gateway.release_wait();
     });
   }
 
+  // What was read into a slab; what was read into the slot is there already.
+  void do_upload(const SlabPtr& slab, SlabAsync::gateway_type& gateway) {
+    gateway.reserve_wait();
+    const GraphSpan& span = slab->owner->span;
+    if (is_past_stop(span)) slab->is_there = false;
+    if (!options.upload || !slab->is_there) {
+      gateway.try_put(slab);
+      gateway.release_wait();
+      return;
+    }
+    const uint64_t base = span.plan.reads[slab->range.first].slot_offset;
+    const PlannedRead& last = span.plan.reads[slab->range.last - 1];
+    slab->step = "upload";
+    options.upload(span,
+                   options.slabs[slab->token.token()].first(last.slot_offset + last.bytes - base),
+                   base, [slab, &gateway](std::exception_ptr failure) {
+                     slab->failure = failure;
+                     gateway.try_put(slab);
+                     gateway.release_wait();
+                   });
+  }
+
   template <typename Ports>
   void do_ready(const SlabPtr& slab, Ports& ports) {
     Travelling& owner = *slab->owner;
-    if (!slab->was_read) owner.span.skipped = true;
-    if (slab->failure) fail(owner.span, "read", slab->failure);
-    if (options.upload && wanted(owner.span)) {
-      const uint64_t base = owner.span.plan.reads[slab->range.first].slot_offset;
-      const PlannedRead& last = owner.span.plan.reads[slab->range.last - 1];
-      try {
-        options.upload(
-            owner.span,
-            options.slabs[slab->token.token()].first(last.slot_offset + last.bytes - base), base);
-      } catch (...) {
-        fail(owner.span, "upload", std::current_exception());
-      }
+    if (slab->failure) {
+      fail(owner.span, slab->step, slab->failure);
+    } else if (!slab->is_there) {
+      owner.span.skipped = true;
     }
     const SpanPtr span = slab->owner;
     slab->token.reset();

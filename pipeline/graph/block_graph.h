@@ -82,8 +82,11 @@ struct GraphOptions {
   /// Memory of the slabs. Empty: reads go straight into the slot (a CPU), and a slab is the
   /// permission to have its bytes in flight.
   std::vector<std::span<std::byte>> slabs;
-  /// Copies a slab that has arrived to its place in the slot; null where `slabs` is empty.
-  std::function<void(GraphSpan&, std::span<const std::byte> slab, uint64_t slot_offset)> upload;
+  /// Starts copying a slab that has arrived to its place in the slot, and calls `done` once when it
+  /// is there, or cannot be; any thread, at once for several slabs. Null where `slabs` is empty.
+  std::function<void(const GraphSpan&, std::span<const std::byte> slab, uint64_t slot_offset,
+                     std::function<void(std::exception_ptr failure)> done)>
+      upload;
 };
 
 struct GraphResult {

@@ -100,8 +100,9 @@ void set_device_limit(const ResourceOptions& resources, const Machine& machine,
     inputs.device_limit = std::min(inputs.device_limit, machine.device(index).free_bytes());
   }
   inputs.device_limit_name = "free on the device";
-  if (resources.vram_budget_bytes > 0) {
-    inputs.device_limit = resources.vram_budget_bytes;
+  const uint64_t budget = resources.vram_budget_bytes;
+  if (budget > 0 && budget <= inputs.device_limit) {  // else others have some of what is granted
+    inputs.device_limit = budget;
     inputs.device_limit_name = "--vram-budget";
   }
 }

@@ -129,6 +129,7 @@ json plan_against_run(const json& plan, const RunTotals& totals) {
   }
   return {{"plan", plan},
           {"ram", compare(plan.at("ram").at("bytes"), double(peak_rss_bytes()))},
+          {"device", compare(plan.at("device").at("bytes"), double(totals.peak_device_bytes))},
           {"seconds", compare(plan.at("seconds"), totals.streamed_seconds)},
           {"stages", stages}};
 }

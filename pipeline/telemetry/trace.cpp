@@ -24,6 +24,8 @@ const char* name_of(Track track) {
       return "reads in flight";
     case Track::kUpload:
       return "upload";
+    case Track::kDownload:
+      return "download";
     case Track::kDecode:
       return "codec decode";
     case Track::kCompute:

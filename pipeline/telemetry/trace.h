@@ -22,6 +22,7 @@ namespace coppice {
 enum class Track {
   kReads,
   kUpload,
+  kDownload,
   kDecode,
   kCompute,
   kWaits,

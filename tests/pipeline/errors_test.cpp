@@ -15,6 +15,7 @@
 namespace coppice {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -80,6 +81,15 @@ TEST(Errors, LibtorchsStackTraceIsNotForPeople) {
   ASSERT_THAT(error.what(), HasSubstr("Exception raised from"));
   EXPECT_THAT(error_chain(error), HasSubstr("out of memory: can't allocate memory: 8 bytes"));
   EXPECT_THAT(error_chain(error), Not(HasSubstr("Exception raised from")));
+}
+
+TEST(Errors, OfALostGpuTheChainSaysHowToGoOn) {
+  const c10::SourceLocation here{__func__, __FILE__, __LINE__};
+  const c10::AcceleratorError lost(here, 719, "CUDA error: unspecified launch failure");
+  EXPECT_THAT(error_chain(lost), AllOf(HasSubstr("launch failure"), HasSubstr("--resume")));
+  EXPECT_EQ(code_in_block(lost), 1);
+  EXPECT_THAT(error_chain(c10::OutOfMemoryError(here, "CUDA out of memory")),
+              Not(HasSubstr("--resume")));
 }
 
 }  // namespace

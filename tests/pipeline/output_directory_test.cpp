@@ -60,7 +60,7 @@ class Output {
     span.slot = slot.span();
     std::vector<std::byte> memory(directory.largest_image_bytes());
     return directory.write_block(block,
-                                 directory.assemble_block(memory, block, span, variant, *device_));
+                                 directory.assemble_block(memory, block, *device_, span, variant));
   }
   void write_all_but_the_index() {
     directory.write_outer();

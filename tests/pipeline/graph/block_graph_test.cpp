@@ -34,6 +34,7 @@ using ::testing::IsSupersetOf;
 using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 using namespace std::chrono_literals;
+using Done = std::function<void(std::exception_ptr)>;
 
 constexpr uint64_t kSpanBytes = 64 << 10;
 
@@ -428,9 +429,11 @@ TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
   for (int i = 0; i < opts.num_slabs; ++i)
     opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
   std::atomic<int> uploads = 0;
-  opts.upload = [&](GraphSpan& span, std::span<const std::byte> slab, uint64_t offset) {
+  opts.upload = [&](const GraphSpan& span, std::span<const std::byte> slab, uint64_t offset,
+                    const Done& done) {
     std::memcpy(span.slot.data() + offset, slab.data(), slab.size());
     ++uploads;
+    done(nullptr);
   };
   int wrong = 0;
   work_.forward = [&](GraphSpan& span) {
@@ -443,13 +446,71 @@ TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
   EXPECT_EQ(uploads, kSpans * 2);
 }
 
+// As a copy stream's do, on threads of its own.
+TEST_F(BlockGraphTest, AnUploadMayEndAfterTheOnesBehindIt) {
+  GraphOptions opts = options(2);
+  for (int i = 0; i < opts.num_slabs; ++i)
+    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  SerialExecutor slow("slow"), fast("fast");
+  std::latch second(1);
+  opts.upload = [&](const GraphSpan& span, std::span<const std::byte>, uint64_t offset,
+                    const Done& done) {
+    const bool is_first = span.index == 0 && offset == 0;
+    const bool is_second = span.index == 0 && !is_first;
+    (is_first ? slow : fast).post([&second, is_first, is_second, done] {
+      if (is_first) second.wait();
+      done(nullptr);
+      if (is_second) second.count_down();
+    });
+  };
+  EXPECT_EQ(run(std::move(opts)).retired, kSpans);
+  EXPECT_THAT(steps_["forward"], ElementsAre(0, 1, 2, 3, 4, 5, 6));
+}
+
+// Proved by a latch: the first span is computed until the second one is on the device.
+TEST_F(BlockGraphTest, TheNextSpanIsUploadedWhileOneIsComputed) {
+  GraphOptions opts = options(2);
+  for (int i = 0; i < opts.num_slabs; ++i)
+    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  SerialExecutor copies("copies");
+  std::latch uploaded(2);  // slabs of the second span
+  opts.upload = [&](const GraphSpan& span, std::span<const std::byte>, uint64_t, const Done& done) {
+    copies.post([&uploaded, index = span.index, done] {
+      if (index == 1) uploaded.count_down();
+      done(nullptr);
+    });
+  };
+  work_.forward = [&](GraphSpan& span) {
+    if (span.index == 0) uploaded.wait();
+  };
+  EXPECT_EQ(run(std::move(opts)).retired, kSpans);
+}
+
+TEST_F(BlockGraphTest, AnUploadThatFailsNamesItsSpanAndSkipsTheOnesBehind) {
+  GraphOptions opts = options(2);
+  for (int i = 0; i < opts.num_slabs; ++i)
+    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  opts.upload = [&](const GraphSpan& span, std::span<const std::byte>, uint64_t, const Done& done) {
+    done(span.index == 3 ? std::make_exception_ptr(std::runtime_error("lost")) : nullptr);
+  };
+  try {
+    run(std::move(opts));
+    ADD_FAILURE() << "went on";
+  } catch (const BlockError& error) {
+    EXPECT_STREQ(error.what(), "block 3, upload");
+  }
+  EXPECT_THAT(steps_["store"], ElementsAre(0, 1, 2));
+}
+
 // Else the kernel would write past the slab.
 TEST_F(BlockGraphTest, AReadLargerThanASlabsMemoryIsRefusedBeforeItIsMade) {
   GraphOptions opts = options(2);
   opts.slab_bytes = 8 << 10;  // reads have 16 KiB
   for (int i = 0; i < opts.num_slabs; ++i)
     opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
-  opts.upload = [](GraphSpan&, std::span<const std::byte>, uint64_t) {};
+  opts.upload = [](const GraphSpan&, std::span<const std::byte>, uint64_t, const Done& done) {
+    done(nullptr);
+  };
   std::atomic<int> reads = 0;
   engine_.on_submit = [&](uint64_t) { ++reads; };
   EXPECT_THROW(run(std::move(opts)), BlockError);
