@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import liar_plot
@@ -161,7 +162,10 @@ def as_markdown(rows: list[Row], cut: dict, setup: Setup) -> str:
     lines = [
         f"Perplexity of {setup.model.name} on {setup.text.name} (first {setup.max_windows} windows"
         f" of {EVAL_SEQLEN:,} tokens; dense {dense.perplexity:.2f}), calibrated on"
-        f" {setup.nsamples} × {setup.seqlen} tokens of {setup.dataset.name}; {machine()}.",
+        f" {setup.nsamples} × {setup.seqlen} tokens of {setup.dataset.name}; {machine()},"
+        f" {date.today()}.",
+        "",
+        "![perplexity by what was removed](liar.svg)",
         "",
         "| removed | criterion | " + " | ".join(KINDS) + " |",
         "|---|---|" + "---|" * len(KINDS),
