@@ -57,7 +57,7 @@ CacheOptions cache_options(PassContext& context) {
 }  // namespace
 
 BlockPass::Lane::Lane(PassContext& context, Device& device_in, CachedBoundaries& cached)
-    : device(device_in), user{.device = device_in.where()}, boundaries(cached, user) {
+    : device(device_in), user{.device = &device_in}, boundaries(cached, user) {
   user.on_read = [this, &context](int windows) {
     windows_read += windows;
     context.progress.now(fmt::format("{} {} windows", at_work, windows_read));
@@ -247,6 +247,7 @@ void BlockPass::run_stage(const GraphSpan& span, const Stage& stage, WindowJob& 
   const TraceSlice slice(context_.trace, Track::kCompute, lane.at_work);
   const auto start = std::chrono::steady_clock::now();
   stage.run(job);
+  lane.device.finish();  // what a GPU was only asked for is this stage's time, not the next one's
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const SpanShape shape{context_.model.architecture, job.halves, context_.tokens.count(),

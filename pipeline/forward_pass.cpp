@@ -19,7 +19,7 @@ ForwardPass::ForwardPass(const SourceModel& model, const TokenWindows& tokens, M
                  model.architecture.dtype};
   cache.lengths = tokens.lengths;
   cache.compute = compute_;
-  user_.device = machine.device().where();
+  user_.device = &machine.device();
   user_.on_read = std::move(on_read);
   boundaries_ =
       std::make_unique<CachedBoundaries>(std::move(cache), machine.engine(), machine.hdf5_thread(),

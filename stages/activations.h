@@ -29,7 +29,8 @@ class ActivationSource {
 };
 
 /// Takes each window of a boundary once, in any order; `hidden` is [seqlen, hidden_size] of any
-/// float dtype and is rounded to the boundary's own. The tensor may be reused when `write` returns.
+/// float dtype and is rounded to the boundary's own. The tensor is not written to any more: `write`
+/// may return before it is copied.
 class ActivationSink {
  public:
   virtual ~ActivationSink() = default;

@@ -7,6 +7,7 @@
 #include <sched.h>
 
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "configs/errors.h"  // ConfigError
@@ -67,6 +68,16 @@ class CpuDevice final : public Device {
     return slots_.emplace_back(bytes).span();
   }
   std::span<std::byte> allocate_staging(uint64_t) override { return {}; }
+  HostMemory host_memory(uint64_t bytes) override {
+    struct Owned {
+      std::unique_ptr<std::byte[]> memory;
+      std::span<std::byte> span;
+    };
+    auto owned = std::make_shared<Owned>(std::make_unique_for_overwrite<std::byte[]>(bytes));
+    owned->span = {owned->memory.get(), bytes};
+    return {owned, &owned->span};
+  }
+  void load(const at::Tensor& host, const at::Tensor& tensor) override { tensor.copy_(host); }
   void upload(std::span<const std::byte>, std::byte*, CopyCompletion done) override {
     done(nullptr);  // reads landed in the slot
   }

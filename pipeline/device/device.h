@@ -29,6 +29,9 @@ using CopyCompletion = std::function<void(std::exception_ptr failure)>;
 /// Returns when copies are done. Any thread, once; throws GpuError where they failed.
 using CopyWait = std::function<void()>;
 
+/// Bytes of the host, of whatever content. They go back with the last reference, on any thread.
+using HostMemory = std::shared_ptr<const std::span<std::byte>>;
+
 /// Owns slots and staging memory, and the one thread that calls libtorch for this device.
 class Device {
  public:
@@ -52,11 +55,21 @@ class Device {
   /// Host memory that the device copies from and to beside its work, as long-lived; empty where it
   /// computes in host memory. Throws std::bad_alloc.
   virtual std::span<std::byte> allocate_staging(uint64_t bytes) = 0;
+  /// So many bytes for a while, staging where there is any; the device outlives them. Any thread.
+  /// Throws std::bad_alloc.
+  virtual HostMemory host_memory(uint64_t bytes) = 0;
   /// Starts copying what was staged to a place in a slot, beside what is computed; any thread,
   /// returns at once. `done` is called when the bytes are there: a task posted then sees them.
   virtual void upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) = 0;
-  /// Starts copying a tensor of as many bytes to host memory, staging where there is any, beside
-  /// what is computed next: the tensor must not be written to any more. Device's thread.
+  /// Starts filling a tensor with the numbers of one of the host's, behind what is computed so far.
+  /// Those stay as they are until what computed() returns now has been waited for. Device's thread.
+  virtual void load(const at::Tensor& host, const at::Tensor& tensor) = 0;
+  /// Waits for all that this thread has computed so far. Device's thread.
+  virtual CopyWait computed() const {
+    return [] {};
+  }
+  /// Starts copying a tensor of as many bytes to host memory, beside what is computed next: the
+  /// tensor must not be written to any more. Device's thread.
   virtual void download(const at::Tensor& tensor, std::span<std::byte> host) = 0;
   /// Waits for all downloads since the last call. Device's thread; what is returned holds the
   /// tensors, and the device outlives it.

@@ -99,7 +99,39 @@ std::span<std::byte> GpuDevice::allocate_staging(uint64_t bytes) {
   driver_->use_on_this_thread();
   AlignedBuffer memory(bytes);
   driver_->pin(memory.span());  // before it is ours to unpin
+  const std::lock_guard lock(staging_mutex_);
   return staging_.emplace_back(std::move(memory)).span();
+}
+
+// Pinning takes longer than copying: what goes back is kept for who asks next.
+HostMemory GpuDevice::host_memory(uint64_t bytes) {
+  const auto unused = [&]() -> std::span<std::byte> {
+    const std::lock_guard lock(staging_mutex_);
+    std::vector<std::span<std::byte>>& spans = unused_[bytes];
+    if (spans.empty()) return {};
+    const std::span<std::byte> last = spans.back();
+    spans.pop_back();
+    return last;
+  };
+  std::span<std::byte> memory = unused();
+  if (memory.empty()) memory = allocate_staging(bytes);
+  return {new std::span<std::byte>(memory), [this](const std::span<std::byte>* span) {
+            const std::lock_guard lock(staging_mutex_);
+            unused_[span->size()].push_back(*span);
+            delete span;
+          }};
+}
+
+void GpuDevice::load(const at::Tensor& host, const at::Tensor& tensor) {
+  tensor.copy_(host, /*non_blocking=*/true);
+}
+
+CopyWait GpuDevice::computed() const {
+  const std::shared_ptr<const GpuEvent> event = driver_->record(GpuStream::kCompute);
+  return [this, event] {
+    driver_->use_on_this_thread();
+    event->wait();
+  };
 }
 
 // One after the other: the stream does not copy faster, and the first slab goes back the sooner.

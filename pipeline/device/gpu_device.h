@@ -2,7 +2,9 @@
 // that computes.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,9 @@ class GpuDevice final : public Device {
 
   std::span<std::byte> allocate_slot(uint64_t bytes) override;
   std::span<std::byte> allocate_staging(uint64_t bytes) override;
+  HostMemory host_memory(uint64_t bytes) override;
+  void load(const at::Tensor& host, const at::Tensor& tensor) override;
+  CopyWait computed() const override;
   void upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) override;
   void download(const at::Tensor& tensor, std::span<std::byte> staging) override;
   CopyWait downloads() override;
@@ -43,7 +48,9 @@ class GpuDevice final : public Device {
   uint64_t budget_;  // of the GPU's memory, the allocator's and the slots'; 0: all there is
   uint64_t slot_bytes_ = 0;
   std::vector<std::span<std::byte>> slots_;
+  std::mutex staging_mutex_;  // of the two below
   std::vector<AlignedBuffer> staging_;
+  std::map<uint64_t, std::vector<std::span<std::byte>>> unused_;  // host memory, by its bytes
   std::vector<at::Tensor> leaving_;    // since the last call of downloads(); the device's thread
   SerialExecutor uploads_{"uploads"};  // gone before what it uses
 };

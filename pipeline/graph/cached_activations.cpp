@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -10,8 +11,8 @@
 #include <numeric>
 #include <semaphore>
 #include <stdexcept>
+#include <utility>
 
-#include "pipeline/device/device.h"  // scalar_type
 #include "pipeline/telemetry/trace.h"
 #include "storage/errors.h"
 #include "storage/io/aligned_buffer.h"
@@ -53,7 +54,8 @@ struct CachedBoundaries::Quota {
 };
 
 // ── sink ────────────────────────────────────────────────────────────────────────────────────────
-// device's thread: copy → codec arena: encode → HDF5 thread: write; the last one finishes the file.
+// device's thread: starts the copy → codec arena: waits for it, encodes → HDF5 thread: writes; the
+// last one finishes the file.
 
 class CachedBoundaries::Sink final : public ActivationSink {
  public:
@@ -96,19 +98,21 @@ class CachedBoundaries::Sink final : public ActivationSink {
 
   void write(int window, const at::Tensor& hidden) override {
     const ActivationShape& shape = owner_.options_.shape;
-    auto raw = std::make_shared<std::vector<std::byte>>(shape.chunk_bytes());  // zeros
-    at::from_blob(raw->data(), {hidden.size(0), shape.hidden},
-                  at::TensorOptions().dtype(scalar_type(shape.dtype)))
-        .copy_(hidden);
+    HostMemory raw = user_.device->host_memory(shape.chunk_bytes());
+    const at::Tensor stored = hidden.to(scalar_type(shape.dtype));
+    user_.device->download(stored, raw->first(stored.nbytes()));
+    std::fill(raw->begin() + int64_t(stored.nbytes()), raw->end(), std::byte{0});
+    const CopyWait arrival = user_.device->downloads();
     if (!owner_.behind_->free.try_acquire()) {
       const Wait wait(owner_.meters_, user_, "write behind");
       owner_.behind_->free.acquire();
     }
     ++file_->pending;
-    owner_.codec_.enqueue([raw, window, file = file_, &owner = owner_] {
+    owner_.codec_.enqueue([raw, arrival, window, file = file_, &owner = owner_] {
       auto chunk = std::make_shared<EncodedChunk>();
       std::exception_ptr failure;
       try {
+        arrival();
         const Stopwatch busy(owner.meters_.encode);
         owner.meters_.encode.add_bytes(raw->size());
         const TraceSlice slice(owner.meters_.trace, Track::kEncode,
@@ -117,8 +121,6 @@ class CachedBoundaries::Sink final : public ActivationSink {
       } catch (...) {
         failure = std::current_exception();
       }
-      raw->clear();
-      raw->shrink_to_fit();
       owner.hdf5_.post([chunk, failure, window, file, &owner] {
         write_chunk(owner, *file, window, chunk, failure);
       });
@@ -230,6 +232,7 @@ class CachedBoundaries::Source final : public ActivationSource {
   ~Source() override {
     std::unique_lock lock(state_->mutex);  // buffers must not be freed under reads in flight
     state_->changed.wait(lock, [this] { return in_flight() == 0; });
+    for (Slot& slot : state_->slots) slot.wait_until_taken();  // nor under copies
   }
 
   int num_windows() const override { return int(owner_.options_.shape.windows); }
@@ -249,14 +252,15 @@ class CachedBoundaries::Source final : public ActivationSource {
     }
     batch.hidden =
         at::empty({total(batch.lengths), shape.hidden},
-                  at::TensorOptions().dtype(owner_.options_.compute).device(user_.device));
+                  at::TensorOptions().dtype(owner_.options_.compute).device(user_.device->where()));
     int64_t first_token = 0;
     for (const int window : windows) {
       Slot& slot = wait_for(window);
       const int64_t tokens = total(lengths_of(window));
-      const at::Tensor raw = at::from_blob(slot.raw.data(), {tokens, shape.hidden},
+      const at::Tensor raw = at::from_blob(slot.raw->data(), {tokens, shape.hidden},
                                            at::TensorOptions().dtype(scalar_type(shape.dtype)));
-      batch.hidden.narrow(0, first_token, tokens).copy_(raw);
+      user_.device->load(raw, batch.hidden.narrow(0, first_token, tokens));
+      slot.taken = user_.device->computed();
       first_token += tokens;
       std::lock_guard lock(state_->mutex);
       slot.phase = Phase::kFree;
@@ -272,8 +276,13 @@ class CachedBoundaries::Source final : public ActivationSource {
     Phase phase = Phase::kFree;
     int window = -1;
     AlignedBuffer stored;
-    std::vector<std::byte> raw;
+    HostMemory raw;
+    CopyWait taken;  // by the device: before `raw` is written to again
     std::exception_ptr failure;
+
+    void wait_until_taken() {
+      if (taken) std::exchange(taken, nullptr)();
+    }
   };
   struct State {
     std::mutex mutex;
@@ -351,7 +360,7 @@ class CachedBoundaries::Source final : public ActivationSource {
   }
 
   void fetch(Slot& slot, int window) {  // with the mutex held
-    slot.raw.resize(owner_.options_.shape.chunk_bytes());
+    if (!slot.raw) slot.raw = user_.device->host_memory(owner_.options_.shape.chunk_bytes());
     slot.window = window;
     slot.phase = Phase::kInFlight;
     if (state_->kept && size_t(window) < state_->kept->size()) {
@@ -359,11 +368,12 @@ class CachedBoundaries::Source final : public ActivationSource {
                              element_bytes = owner_.options_.shape.element_bytes(),
                              boundary = boundary_, &meters = owner_.meters_] {
         finish(*state, slot, [&] {
+          slot.wait_until_taken();
           const Stopwatch busy(meters.decode);
-          meters.decode.add_bytes(slot.raw.size());
+          meters.decode.add_bytes(slot.raw->size());
           const TraceSlice slice(meters.trace, Track::kDecode,
                                  [&] { return name_of(boundary, slot.window); });
-          decode_chunk(chunk->bytes, chunk->compressed, chunk->xxh3, element_bytes, slot.raw);
+          decode_chunk(chunk->bytes, chunk->compressed, chunk->xxh3, element_bytes, *slot.raw);
         });
       });
       return;
@@ -391,12 +401,13 @@ class CachedBoundaries::Source final : public ActivationSource {
           arena.enqueue([state, &slot, row, skipped, needed, failure, boundary, &meters] {
             finish(*state, slot, [&] {
               if (failure) std::rethrow_exception(failure);
+              slot.wait_until_taken();
               const Stopwatch busy(meters.decode);
-              meters.decode.add_bytes(slot.raw.size());
+              meters.decode.add_bytes(slot.raw->size());
               const TraceSlice slice(meters.trace, Track::kDecode,
                                      [&] { return name_of(boundary, slot.window); });
               state->reader->decode(row, slot.stored.span().subspan(skipped, needed - skipped),
-                                    slot.raw);
+                                    *slot.raw);
             });
           });
         });

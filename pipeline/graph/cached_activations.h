@@ -12,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "pipeline/device/device.h"
 #include "pipeline/graph/serial_executor.h"
 #include "pipeline/graph/workers.h"
 #include "pipeline/telemetry/meter.h"
@@ -23,7 +24,7 @@ namespace coppice {
 
 /// Who reads and writes hidden states: the thread of one device.
 struct CacheUser {
-  at::Device device = at::kCPU;           // where sources put them
+  Device* device = nullptr;               // where sources put them; outlives all that is handed out
   std::function<void(int)> on_read = {};  // told on the thread how many windows were handed out
   Meter waits = {};                       // what the thread waited; RunMeters::waits adds up all
 };

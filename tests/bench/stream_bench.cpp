@@ -185,7 +185,7 @@ class StreamBench {
   std::optional<PacedEngine> paced_;
   fs::path scratch_;
   at::ScalarType compute_;
-  CacheUser user_{.device = machine_.device().where()};
+  CacheUser user_{.device = &machine_.device()};
   RotaryTable rotary_;
   std::vector<ModelSpan> blocks_;
   std::vector<std::span<std::byte>> slots_;

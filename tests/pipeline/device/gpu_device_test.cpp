@@ -196,6 +196,28 @@ TEST_F(GpuDeviceTest, BytesWhoseAddressDoesNotSuitAreCopied) {
   });
 }
 
+TEST_F(GpuDeviceTest, HostMemoryThatWentBackIsUsedAgain) {
+  const std::byte* first = device_->host_memory(4096)->data();
+  const HostMemory again = device_->host_memory(4096), other = device_->host_memory(4096);
+  EXPECT_EQ(again->data(), first);
+  EXPECT_NE(other->data(), first);
+  EXPECT_EQ(device_->host_memory(8192)->size(), 8192u);
+  EXPECT_EQ(gpu_.num_pinned(), 3u);
+}
+
+TEST_F(GpuDeviceTest, WhatIsComputedSoFarIsWaitedForFromAnyThread) {
+  int computed = 0;
+  CopyWait wait;
+  on_device([&] {
+    gpu_.compute([&] { ++computed; });
+    wait = device_->computed();
+    gpu_.compute([&] { ++computed; });
+  });
+  EXPECT_EQ(computed, 0);
+  wait();
+  EXPECT_EQ(computed, 1);
+}
+
 // Its destructor, behind this test, has nothing to unpin.
 TEST_F(GpuDeviceTest, MemoryThatCouldNotBePinnedIsNotKept) {
   gpu_.refuses_pins = true;

@@ -8,7 +8,9 @@
 #include <future>
 #include <numeric>
 
+#include "pipeline/device/gpu_device.h"
 #include "storage/errors.h"
+#include "tests/support/fake_gpu.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
@@ -64,7 +66,8 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
   std::unique_ptr<IoEngine> engine_ = make_io_engine({});
   SerialExecutor hdf5_{"hdf5"};
   RunMeters meters_;
-  CacheUser user_;
+  const std::unique_ptr<Device> device_ = make_device({.device = "cpu"});
+  CacheUser user_{.device = device_.get()};
   std::map<Boundary, FileRecord> durable_;
 };
 
@@ -76,6 +79,24 @@ TEST_P(CachedActivationsTest, WindowsComeBackAsTheyWere) {
   for (int window = 0; window < kWindows; ++window) {
     EXPECT_TRUE(source->read(std::span(&window, 1)).hidden.equal(content(window))) << window;
   }
+}
+
+// It does nothing before somebody waits: what is encoded too early, or filled again, would be
+// wrong.
+TEST_P(CachedActivationsTest, WindowsComeBackThroughAGpusHostMemory) {
+  testing::FakeGpu gpu;
+  GpuDevice device(testing::make_fake_driver(gpu), {});
+  user_.device = &device;
+  device.executor().run([&] {
+    const auto cache = boundaries();
+    write_all(*cache);
+    const auto source = cache->source(kBoundary, user_);
+    source->announce(std::vector<int>{8, 0, 3, 4, 1, 7, 2, 6, 5});
+    expect_all(*source);
+  });
+  EXPECT_EQ(gpu.num_pending(GpuStream::kDownload), 0u);
+  EXPECT_THAT(gpu.misuses(), ::testing::IsEmpty());
+  user_.device = device_.get();
 }
 
 TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
