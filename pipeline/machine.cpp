@@ -65,6 +65,7 @@ double Machine::idle_seconds() const {
 
 std::vector<GraphDevice> Machine::graph_devices(int num_devices) const {
   std::vector<GraphDevice> devices;
+  devices.reserve(size_t(num_devices));
   for (int index = 0; index < num_devices; ++index) devices.push_back({device(index).executor()});
   return devices;
 }

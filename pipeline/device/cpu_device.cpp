@@ -70,11 +70,12 @@ class CpuDevice final : public Device {
   std::span<std::byte> allocate_staging(uint64_t) override { return {}; }
   HostMemory host_memory(uint64_t bytes) override {
     struct Owned {
+      explicit Owned(uint64_t size)
+          : memory(std::make_unique_for_overwrite<std::byte[]>(size)), span(memory.get(), size) {}
       std::unique_ptr<std::byte[]> memory;
       std::span<std::byte> span;
     };
-    auto owned = std::make_shared<Owned>(std::make_unique_for_overwrite<std::byte[]>(bytes));
-    owned->span = {owned->memory.get(), bytes};
+    const auto owned = std::make_shared<Owned>(bytes);
     return {owned, &owned->span};
   }
   void load(const at::Tensor& host, const at::Tensor& tensor) override { tensor.copy_(host); }

@@ -33,7 +33,8 @@ using ::testing::ThrowsMessage;
 class GpuDeviceTest : public ::testing::Test {
  protected:
   GpuDeviceTest() { make(); }
-  ~GpuDeviceTest() override {
+
+  void TearDown() override {
     device_.reset();
     EXPECT_THAT(gpu_.misuses(), IsEmpty());
     EXPECT_EQ(gpu_.allocated_bytes(), 0u);
