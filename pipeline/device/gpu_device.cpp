@@ -105,21 +105,31 @@ std::span<std::byte> GpuDevice::allocate_staging(uint64_t bytes) {
 
 // Pinning takes longer than copying: what goes back is kept for who asks next.
 HostMemory GpuDevice::host_memory(uint64_t bytes) {
-  const auto unused = [&]() -> std::span<std::byte> {
-    const std::lock_guard lock(staging_mutex_);
-    std::vector<std::span<std::byte>>& spans = unused_[bytes];
-    if (spans.empty()) return {};
-    const std::span<std::byte> last = spans.back();
-    spans.pop_back();
-    return last;
-  };
-  std::span<std::byte> memory = unused();
+  std::span<std::byte> memory = unused(bytes);
   if (memory.empty()) memory = allocate_staging(bytes);
-  return {new std::span<std::byte>(memory), [this](const std::span<std::byte>* span) {
-            const std::lock_guard lock(staging_mutex_);
-            unused_[span->size()].push_back(*span);
-            delete span;
-          }};
+  struct Lease {
+    GpuDevice& device;
+    std::span<std::byte> memory;
+
+    Lease(GpuDevice& owner, std::span<std::byte> bytes) : device(owner), memory(bytes) {}
+    ~Lease() {
+      const std::lock_guard lock(device.staging_mutex_);
+      device.unused_[memory.size()].push_back(memory);
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+  };
+  const auto lease = std::make_shared<Lease>(*this, memory);
+  return {lease, &lease->memory};
+}
+
+std::span<std::byte> GpuDevice::unused(uint64_t bytes) {
+  const std::lock_guard lock(staging_mutex_);
+  std::vector<std::span<std::byte>>& spans = unused_[bytes];
+  if (spans.empty()) return {};
+  const std::span<std::byte> last = spans.back();
+  spans.pop_back();
+  return last;
 }
 
 void GpuDevice::load(const at::Tensor& host, const at::Tensor& tensor) {
@@ -157,7 +167,8 @@ bool GpuDevice::lies_in_slot(const at::Tensor& tensor) const {
 
 // The slot is given back before the copy is done.
 void GpuDevice::download(const at::Tensor& tensor, std::span<std::byte> staging) {
-  const at::Tensor source = lies_in_slot(tensor) ? tensor.clone() : tensor.contiguous();
+  const at::Tensor source =
+      lies_in_slot(tensor) ? tensor.clone(at::MemoryFormat::Contiguous) : tensor.contiguous();
   driver_->record(GpuStream::kCompute)->hold(GpuStream::kDownload);
   driver_->copy(GpuStream::kDownload, staging.data(),
                 static_cast<const std::byte*>(source.const_data_ptr()), staging.size());

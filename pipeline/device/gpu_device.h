@@ -41,6 +41,7 @@ class GpuDevice final : public Device {
                   at::ScalarType dtype) const override;
 
  private:
+  std::span<std::byte> unused(uint64_t bytes);  // host memory that went back; empty: none did
   bool lies_in_slot(const at::Tensor& tensor) const;
 
   std::unique_ptr<GpuDriver> driver_;

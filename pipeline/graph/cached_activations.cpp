@@ -232,7 +232,12 @@ class CachedBoundaries::Source final : public ActivationSource {
   ~Source() override {
     std::unique_lock lock(state_->mutex);  // buffers must not be freed under reads in flight
     state_->changed.wait(lock, [this] { return in_flight() == 0; });
-    for (Slot& slot : state_->slots) slot.wait_until_taken();  // nor under copies
+    for (Slot& slot : state_->slots) {  // nor under copies
+      try {
+        slot.wait_until_taken();
+      } catch (const std::exception&) {  // a lost GPU copies nothing; who computes on it is told
+      }
+    }
   }
 
   int num_windows() const override { return int(owner_.options_.shape.windows); }

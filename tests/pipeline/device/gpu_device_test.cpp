@@ -154,11 +154,16 @@ TEST_F(GpuDeviceTest, WhatLiesInASlotIsDownloadedAsItWas) {
 TEST_F(GpuDeviceTest, AViewWithStridesArrivesRowByRow) {
   const auto host = device_->allocate_staging(4096);
   const at::Tensor tensor = numbers(1024).view({32, 32}).t();
+  const auto slot = device_->allocate_slot(4096);
+  std::memcpy(slot.data(), numbers(1024).const_data_ptr(), 4096);
   on_device([&] {
-    device_->download(tensor, host);
-    device_->downloads()();
+    for (const at::Tensor& view : {tensor, device_->view(slot, {32, 32}, at::kFloat).t()}) {
+      std::fill(host.begin(), host.end(), std::byte{0});
+      device_->download(view, host);
+      device_->downloads()();
+      EXPECT_THAT(as_numbers(host).view({32, 32}), IsIdenticalTo(tensor.contiguous()));
+    }
   });
-  EXPECT_THAT(as_numbers(host).view({32, 32}), IsIdenticalTo(tensor.contiguous()));
 }
 
 TEST_F(GpuDeviceTest, DownloadsWaitForThoseSinceTheLastCall) {

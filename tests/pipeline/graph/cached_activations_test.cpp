@@ -99,6 +99,22 @@ TEST_P(CachedActivationsTest, WindowsComeBackThroughAGpusHostMemory) {
   user_.device = device_.get();
 }
 
+TEST_P(CachedActivationsTest, AGpuThatIsLostEndsWithAnErrorAndNotInADestructor) {
+  testing::FakeGpu gpu;
+  GpuDevice device(testing::make_fake_driver(gpu), {});
+  user_.device = &device;
+  device.executor().run([&] {
+    const auto cache = boundaries();
+    write_all(*cache);
+    const auto source = cache->source(kBoundary, user_);
+    const int window = 3;
+    source->read(std::span(&window, 1));
+    gpu.lose();
+    EXPECT_THROW(source->read(std::span(&window, 1)), GpuError);
+  });
+  user_.device = device_.get();
+}
+
 TEST_P(CachedActivationsTest, AnnouncedOrderAndAnyOtherOrderGiveTheSame) {
   const auto cache = boundaries();
   write_all(*cache);
