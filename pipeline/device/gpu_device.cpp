@@ -132,8 +132,12 @@ std::span<std::byte> GpuDevice::unused(uint64_t bytes) {
   return last;
 }
 
+// Numbers of another dtype are converted there: libtorch would do it here, and make us wait.
 void GpuDevice::load(const at::Tensor& host, const at::Tensor& tensor) {
-  tensor.copy_(host, /*non_blocking=*/true);
+  const bool is_alike = host.scalar_type() == tensor.scalar_type();
+  const at::Tensor source =
+      is_alike ? host : host.to(where(), host.scalar_type(), /*non_blocking=*/true);
+  tensor.copy_(source, /*non_blocking=*/true);
 }
 
 CopyWait GpuDevice::computed() const {
