@@ -5,12 +5,12 @@
 #include <atomic>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
 
 #include "pipeline/errors.h"  // BlockError
+#include "pipeline/graph/travelling.h"
 #include "pipeline/graph/workers.h"
 
 namespace coppice {
@@ -18,72 +18,14 @@ namespace {
 
 namespace flow = tbb::flow;
 
-// A span with what only the graph itself needs to know of it.
-struct Travelling {
-  GraphSpan span;
-  TokenLease slot;
-  TokenLease output;
-  std::vector<SlabRange> slabs;
-  size_t slabs_left = 0;  // touched by the serial node `ready` alone
-};
-using SpanPtr = std::shared_ptr<Travelling>;
-
-// The inputs of a span are there, and since when.
-struct Inputs {
-  int index = 0;
-  SpanTimes::Time since;
-};
-
-// Since when nothing is left to read of the slabs cut so far. Any thread.
-class UnreadSlabs {
- public:
-  void add(size_t slabs) {
-    std::lock_guard lock(mutex_);
-    count_ += slabs;
-  }
-  void remove_one(SpanTimes::Time now) {
-    std::lock_guard lock(mutex_);
-    --count_;
-    since_ = now;
-  }
-  /// `now` where something is left, or nothing was ever read.
-  SpanTimes::Time none_since(SpanTimes::Time now) const {
-    std::lock_guard lock(mutex_);
-    return count_ > 0 || since_ == SpanTimes::Time{} ? now : since_;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  size_t count_ = 0;
-  SpanTimes::Time since_;
-};
-
-// Where forward or adapt runs. `free_since` is touched on that thread alone.
-struct ComputeThread {
-  SerialExecutor& executor;
-  SpanTimes::Time free_since = {};
-};
-
-struct DeviceThreads {
-  explicit DeviceThreads(const GraphDevice& device) : own{device.thread} {
-    if (device.adapter != nullptr) adapter.emplace(ComputeThread{*device.adapter});
-  }
-  ComputeThread& forwards() { return own; }
-  ComputeThread& adapts() { return adapter ? *adapter : own; }
-
-  ComputeThread own;
-  std::optional<ComputeThread> adapter;
-};
-
-struct Slab {
-  SpanPtr owner;
-  SlabRange range;
-  TokenLease token;
-  std::exception_ptr failure;
-  const char* step = "read";  // that failed
-  bool is_there = false;      // in the slot
-};
-using SlabPtr = std::shared_ptr<Slab>;
+using detail::ComputeThread;
+using detail::DeviceThreads;
+using detail::Inputs;
+using detail::Slab;
+using detail::SlabPtr;
+using detail::SpanPtr;
+using detail::Travelling;
+using detail::UnreadSlabs;
 
 using SpanQueue = flow::queue_node<SpanPtr>;
 using SlabQueue = flow::queue_node<SlabPtr>;
