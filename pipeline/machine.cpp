@@ -1,6 +1,8 @@
 #include "pipeline/machine.h"
 
 #include <algorithm>
+#include <thread>
+#include <utility>
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/telemetry/metered_engine.h"
@@ -30,14 +32,17 @@ CopyCompletion traced(Trace* trace, const std::string& name, CopyCompletion done
 }  // namespace
 
 Machine::Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
-                 Trace* trace, Devices devices) {
+                 Trace* trace, Devices devices, const DeviceFactory& factory) {
   meters_.trace = trace;
-  devices_ = make_devices(
+  devices_ = factory(
       {resources.device, resources.compute_dtype, resources.threads, resources.vram_budget_bytes});
   if (devices == Devices::kOne && devices_.size() > 1) {
     throw ConfigError("resources.device: " + resources.device +
                       ": expected one device; blocks are handed to several only by run, under "
                       "dense propagation");
+  }
+  if (resources.vram_budget_bytes > 0 && device().is_host()) {
+    note("resources.vram_budget: " + device().name() + " has no memory of its own: no effect");
   }
   IoEngineOptions options;
   options.engine = engine_choice(resources.io_engine);
@@ -55,6 +60,10 @@ uint64_t Machine::peak_device_bytes() const {
   uint64_t most = 0;
   for (const auto& device : devices_) most = std::max(most, device->peak_bytes());
   return most;
+}
+
+int Machine::codec_threads() const {
+  return std::clamp(int(std::thread::hardware_concurrency()) / 2, 2, 8);
 }
 
 double Machine::idle_seconds() const {
@@ -100,11 +109,15 @@ GraphOptions Machine::allocate(const ResourceOptions& resources, const RunSettin
     if (!slab.empty()) options.slabs.push_back(slab);
   }
   if (!options.slabs.empty()) {
-    options.upload = [this](const GraphSpan& span, std::span<const std::byte> slab,
-                            uint64_t slot_offset, CopyCompletion done) {
+    options.upload = [this](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
+                            CopyCompletion done) {
+      std::vector<StagedCopy> copies;
+      copies.reserve(pieces.size());
+      for (const StagedPiece& piece : pieces) {
+        copies.push_back({piece.bytes, span.slot.data() + piece.slot_offset});
+      }
       device(span.device)
-          .upload(slab, span.slot.data() + slot_offset,
-                  traced(meters_.trace, span.name, std::move(done)));
+          .upload(std::move(copies), traced(meters_.trace, span.name, std::move(done)));
     };
   }
   // What reads land in: slabs where there are any, because then slots are the device's memory.
@@ -122,7 +135,7 @@ GraphOptions Machine::allocate(const ResourceOptions& resources, const RunSettin
 
 CopyWait Machine::downloads(Device& device, const std::string& name) {
   CopyWait wait = device.downloads();
-  if (meters_.trace == nullptr || device.where().is_cpu()) return wait;
+  if (meters_.trace == nullptr || device.is_host()) return wait;
   const uint64_t id = meters_.trace->begin(Track::kDownload, name, {});
   return [=, this] {
     wait();

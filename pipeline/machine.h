@@ -27,7 +27,8 @@ class Machine {
   /// Throws ConfigError (no such device or engine; several devices where one is wanted, or of
   /// different kinds), IoError.
   Machine(const ResourceOptions& resources, std::function<void(const std::string&)> note,
-          Trace* trace = nullptr, Devices devices = Devices::kOne);
+          Trace* trace = nullptr, Devices devices = Devices::kOne,
+          const DeviceFactory& factory = make_devices);
 
   /// The first one: all are alike.
   Device& device() const { return *devices_.front(); }
@@ -38,6 +39,9 @@ class Machine {
   uint64_t peak_device_bytes() const;
   /// Seconds without a task, of the device that had least to do.
   double idle_seconds() const;
+  /// That compress hidden states beside what is computed: half as many as there are cores, at least
+  /// 2 and at most 8, which keep up with a fast disk.
+  int codec_threads() const;
   IoEngine& engine() const { return *engine_; }
   SerialExecutor& store_thread() { return store_; }
   SerialExecutor& hdf5_thread() { return hdf5_; }

@@ -46,6 +46,7 @@ class CpuDevice final : public Device {
 
   std::string name() const override { return "cpu"; }
   at::Device where() const override { return at::kCPU; }
+  bool is_host() const override { return true; }
 
   at::ScalarType compute_dtype(at::ScalarType stored) const override {
     if (requested_ == "fp32") return at::kFloat;
@@ -79,7 +80,7 @@ class CpuDevice final : public Device {
     return {owned, &owned->span};
   }
   void load(const at::Tensor& host, const at::Tensor& tensor) override { tensor.copy_(host); }
-  void upload(std::span<const std::byte>, std::byte*, CopyCompletion done) override {
+  void upload(std::vector<StagedCopy>, CopyCompletion done) override {
     done(nullptr);  // reads landed in the slot
   }
   void download(const at::Tensor& tensor, std::span<std::byte> host) override {

@@ -125,6 +125,11 @@ class CudaDriver final : public GpuDriver {
     return uint64_t(stats.reserved_bytes[kAll].peak);
   }
 
+  void trim_allocator() override {
+    c10::cuda::CUDACachingAllocator::emptyCache();
+    c10::cuda::CUDACachingAllocator::resetPeakStats(c10::DeviceIndex(index_));
+  }
+
   std::byte* allocate(uint64_t bytes) override {
     void* memory = nullptr;
     check(cudaMalloc(&memory, bytes), "allocate slot");
@@ -165,7 +170,10 @@ GpuPresence presence() {
 void compute_deterministically() {
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   at::Context& context = at::globalContext();
-  context.setDeterministicAlgorithms(true, /*warn_only=*/true);
+  // Not only warned of: the backward passes of attention are deterministic only then. cuDNN's is
+  // not at all.
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  context.setSDPUseCuDNN(false);
   context.setDeterministicFillUninitializedMemory(false);  // every one of ours is written first
   context.setBenchmarkCuDNN(false);
   context.setFloat32MatmulPrecision("highest");

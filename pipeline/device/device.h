@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "pipeline/graph/serial_executor.h"
+#include "storage/cache/codec.h"  // ChunkLayout
 
 namespace coppice {
 
@@ -26,6 +27,12 @@ struct DeviceOptions {
 /// Called once, on any thread; `failure` is null on success. Must not throw and must not block.
 using CopyCompletion = std::function<void(std::exception_ptr failure)>;
 
+/// Staged bytes, and where in a slot they go.
+struct StagedCopy {
+  std::span<const std::byte> staged;
+  std::byte* slot = nullptr;
+};
+
 /// Returns when copies are done. Any thread, once; throws GpuError where they failed.
 using CopyWait = std::function<void()>;
 
@@ -38,6 +45,8 @@ class Device {
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "cpu", "cuda:0"
   virtual at::Device where() const = 0;
+  /// Whether it computes in host memory: then slots are where reads land, and nothing is copied.
+  virtual bool is_host() const = 0;
   /// Of products and activations for weights stored in `stored`. Chosen once, reported.
   virtual at::ScalarType compute_dtype(at::ScalarType stored) const = 0;
   /// What is computed with and why: "2 threads, AVX2, products in fp32 (no AMX or AVX512-BF16)".
@@ -58,9 +67,12 @@ class Device {
   /// So many bytes for a while, staging where there is any; the device outlives them. Any thread.
   /// Throws std::bad_alloc.
   virtual HostMemory host_memory(uint64_t bytes) = 0;
-  /// Starts copying what was staged to a place in a slot, beside what is computed; any thread,
+  /// How hidden states lie in host memory that the device copies from and to: as byte planes where
+  /// it splits and joins them itself, and the codec need not.
+  virtual ChunkLayout chunk_layout() const { return ChunkLayout::kElements; }
+  /// Starts copying what was staged to its places in a slot, beside what is computed; any thread,
   /// returns at once. `done` is called when the bytes are there: a task posted then sees them.
-  virtual void upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) = 0;
+  virtual void upload(std::vector<StagedCopy> copies, CopyCompletion done) = 0;
   /// Starts filling a tensor with the numbers of one of the host's, behind what is computed so far.
   /// Those stay as they are until what computed() returns now has been waited for. Device's thread.
   virtual void load(const at::Tensor& host, const at::Tensor& tensor) = 0;
@@ -92,6 +104,10 @@ class Device {
  private:
   SerialExecutor executor_;
 };
+
+/// Where a command's devices come from.
+using DeviceFactory =
+    std::function<std::vector<std::unique_ptr<Device>>(const DeviceOptions& options)>;
 
 /// The only branch between devices. Throws ConfigError for a device this machine does not have.
 std::unique_ptr<Device> make_device(const DeviceOptions& options);

@@ -89,6 +89,7 @@ std::span<std::byte> GpuDevice::allocate_slot(uint64_t bytes) {
     throw BudgetError(fmt::format("resources.vram_budget: {} bytes, {} slots alone take {}",
                                   budget_, slots_.size() + 1, slot_bytes_ + bytes));
   }
+  driver_->trim_allocator();  // of what was measured before
   slots_.emplace_back(driver_->allocate(bytes), bytes);
   slot_bytes_ += bytes;
   if (budget_ > 0) driver_->limit_allocator(budget_ - slot_bytes_);
@@ -105,31 +106,34 @@ std::span<std::byte> GpuDevice::allocate_staging(uint64_t bytes) {
 
 // Pinning takes longer than copying: what goes back is kept for who asks next.
 HostMemory GpuDevice::host_memory(uint64_t bytes) {
-  std::span<std::byte> memory = unused(bytes);
+  std::span<std::byte> memory = unused_->take(bytes);
   if (memory.empty()) memory = allocate_staging(bytes);
   struct Lease {
-    GpuDevice& device;
+    std::shared_ptr<Unused> unused;
     std::span<std::byte> memory;
 
-    Lease(GpuDevice& owner, std::span<std::byte> bytes) : device(owner), memory(bytes) {}
-    ~Lease() {
-      const std::lock_guard lock(device.staging_mutex_);
-      device.unused_[memory.size()].push_back(memory);
-    }
+    Lease(std::shared_ptr<Unused> pool, std::span<std::byte> bytes)
+        : unused(std::move(pool)), memory(bytes) {}
+    ~Lease() { unused->give(memory); }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
   };
-  const auto lease = std::make_shared<Lease>(*this, memory);
+  const auto lease = std::make_shared<Lease>(unused_, memory);
   return {lease, &lease->memory};
 }
 
-std::span<std::byte> GpuDevice::unused(uint64_t bytes) {
-  const std::lock_guard lock(staging_mutex_);
-  std::vector<std::span<std::byte>>& spans = unused_[bytes];
-  if (spans.empty()) return {};
-  const std::span<std::byte> last = spans.back();
-  spans.pop_back();
+std::span<std::byte> GpuDevice::Unused::take(uint64_t bytes) {
+  const std::lock_guard lock(mutex);
+  std::vector<std::span<std::byte>>& of_that_size = spans[bytes];
+  if (of_that_size.empty()) return {};
+  const std::span<std::byte> last = of_that_size.back();
+  of_that_size.pop_back();
   return last;
+}
+
+void GpuDevice::Unused::give(std::span<std::byte> span) {
+  const std::lock_guard lock(mutex);
+  spans[span.size()].push_back(span);
 }
 
 // Numbers of another dtype are converted there: libtorch would do it here, and make us wait.
@@ -149,11 +153,13 @@ CopyWait GpuDevice::computed() const {
 }
 
 // One after the other: the stream does not copy faster, and the first slab goes back the sooner.
-void GpuDevice::upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) {
-  uploads_.post([this, staged, slot, done = std::move(done)] {
+void GpuDevice::upload(std::vector<StagedCopy> copies, CopyCompletion done) {
+  uploads_.post([this, copies = std::move(copies), done = std::move(done)] {
     std::exception_ptr failure;
     try {
-      driver_->copy(GpuStream::kUpload, slot, staged.data(), staged.size());
+      for (const StagedCopy& copy : copies) {
+        driver_->copy(GpuStream::kUpload, copy.slot, copy.staged.data(), copy.staged.size());
+      }
       driver_->record(GpuStream::kUpload)->wait();
     } catch (...) {
       failure = std::current_exception();

@@ -22,6 +22,7 @@ class GpuDevice final : public Device {
 
   std::string name() const override { return driver_->facts().name; }
   at::Device where() const override { return driver_->where(); }
+  bool is_host() const override { return false; }
   at::ScalarType compute_dtype(at::ScalarType stored) const override;
   std::string description() const override { return driver_->facts().model; }
   std::string numerics() const override { return driver_->facts().numerics; }
@@ -31,9 +32,10 @@ class GpuDevice final : public Device {
   std::span<std::byte> allocate_slot(uint64_t bytes) override;
   std::span<std::byte> allocate_staging(uint64_t bytes) override;
   HostMemory host_memory(uint64_t bytes) override;
+  ChunkLayout chunk_layout() const override { return ChunkLayout::kPlanes; }
   void load(const at::Tensor& host, const at::Tensor& tensor) override;
   CopyWait computed() const override;
-  void upload(std::span<const std::byte> staged, std::byte* slot, CopyCompletion done) override;
+  void upload(std::vector<StagedCopy> copies, CopyCompletion done) override;
   void download(const at::Tensor& tensor, std::span<std::byte> staging) override;
   CopyWait downloads() override;
   void finish() const override;
@@ -41,7 +43,16 @@ class GpuDevice final : public Device {
                   at::ScalarType dtype) const override;
 
  private:
-  std::span<std::byte> unused(uint64_t bytes);  // host memory that went back; empty: none did
+  /// Host memory that went back, by its bytes. Who gives some back last may do so behind the
+  /// device.
+  struct Unused {
+    std::mutex mutex;
+    std::map<uint64_t, std::vector<std::span<std::byte>>> spans;
+
+    std::span<std::byte> take(uint64_t bytes);  // empty: there is none
+    void give(std::span<std::byte> span);
+  };
+
   bool lies_in_slot(const at::Tensor& tensor) const;
 
   std::unique_ptr<GpuDriver> driver_;
@@ -49,9 +60,9 @@ class GpuDevice final : public Device {
   uint64_t budget_;  // of the GPU's memory, the allocator's and the slots'; 0: all there is
   uint64_t slot_bytes_ = 0;
   std::vector<std::span<std::byte>> slots_;
-  std::mutex staging_mutex_;  // of the two below
+  std::mutex staging_mutex_;
   std::vector<AlignedBuffer> staging_;
-  std::map<uint64_t, std::vector<std::span<std::byte>>> unused_;  // host memory, by its bytes
+  std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();
   std::vector<at::Tensor> leaving_;    // since the last call of downloads(); the device's thread
   SerialExecutor uploads_{"uploads"};  // gone before what it uses
 };

@@ -18,6 +18,9 @@ namespace {
 
 namespace flow = tbb::flow;
 
+// Matrix products of a GPU take slower ways where an operand is less aligned.
+constexpr uint64_t kOperandAlignment = 16;
+
 using detail::ComputeThread;
 using detail::DeviceThreads;
 using detail::Inputs;
@@ -225,13 +228,12 @@ struct BlockGraph::Nodes {
     if (wanted(span)) {
       try {
         work.plan(span);
+        if (!options.slabs.empty()) plan_moves(*travelling);
         if (span.plan.slot_bytes > span.slot.size()) {
           throw std::logic_error("the span needs " + std::to_string(span.plan.slot_bytes) +
                                  " bytes, a slot has " + std::to_string(span.slot.size()));
         }
-        std::vector<SlabRange> slabs = cut_into_slabs(span.plan, options.slab_bytes);
-        for (const SlabRange& range : slabs) check_fits_its_slab(range);
-        travelling->slabs = std::move(slabs);
+        travelling->slabs = cut_into_slabs(span.plan, options.slab_bytes);
       } catch (...) {
         fail(span, "plan", std::current_exception());
       }
@@ -247,13 +249,19 @@ struct BlockGraph::Nodes {
     }
   }
 
-  // A read larger than a slab stays whole: where slabs are memory, the kernel would write past
-  // them.
-  void check_fits_its_slab(const SlabRange& range) const {
-    if (options.slabs.empty() || range.bytes <= options.slabs.front().size()) return;
-    throw std::logic_error("a read has " + std::to_string(range.bytes) + " bytes, a slab only " +
-                           std::to_string(options.slabs.front().size()) +
-                           ": raise resources.slab_size");
+  // Where slabs are memory, the kernel would write past one that is smaller than its read. A span
+  // of very many tiny tensors, packed, may take more than the slot: then it lies there as it was
+  // read.
+  void plan_moves(Travelling& travelling) const {
+    ReadPlan& plan = travelling.span.plan;
+    split_reads(plan, options.slab_bytes);
+    ReadPlan packed = plan;
+    travelling.moves = pack(packed, kOperandAlignment);
+    if (packed.slot_bytes <= travelling.span.slot.size()) {
+      plan = std::move(packed);
+    } else {
+      travelling.moves = {{0, 0, plan.slot_bytes}};
+    }
   }
 
   ReadBatch reads_of(const SlabPtr& slab) {
@@ -299,16 +307,17 @@ struct BlockGraph::Nodes {
       gateway.release_wait();
       return;
     }
-    const uint64_t base = span.plan.reads[slab->range.first].slot_offset;
-    const PlannedRead& last = span.plan.reads[slab->range.last - 1];
+    const std::span<const std::byte> memory = options.slabs[slab->token.token()];
+    std::vector<StagedPiece> pieces;
+    for (const Move& move : moves_of(span.plan, slab->range, slab->owner->moves)) {
+      pieces.push_back({memory.subspan(move.from, move.bytes), move.to});
+    }
     slab->step = "upload";
-    options.upload(span,
-                   options.slabs[slab->token.token()].first(last.slot_offset + last.bytes - base),
-                   base, [slab, &gateway](std::exception_ptr failure) {
-                     slab->failure = failure;
-                     gateway.try_put(slab);
-                     gateway.release_wait();
-                   });
+    options.upload(span, std::move(pieces), [slab, &gateway](std::exception_ptr failure) {
+      slab->failure = failure;
+      gateway.try_put(slab);
+      gateway.release_wait();
+    });
   }
 
   template <typename Ports>

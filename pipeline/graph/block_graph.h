@@ -70,6 +70,12 @@ struct GraphDevice {
   SerialExecutor* adapter = nullptr;
 };
 
+/// Bytes of a slab, and where in the slot they go.
+struct StagedPiece {
+  std::span<const std::byte> bytes;
+  uint64_t slot_offset = 0;
+};
+
 struct GraphOptions {
   Advance advance = Advance::kAfterAdapt;
   std::vector<std::span<std::byte>> slots;  // spans in memory at once; two overlap read and compute
@@ -82,9 +88,10 @@ struct GraphOptions {
   /// Memory of the slabs. Empty: reads go straight into the slot (a CPU), and a slab is the
   /// permission to have its bytes in flight.
   std::vector<std::span<std::byte>> slabs;
-  /// Starts copying a slab that has arrived to its place in the slot, and calls `done` once when it
-  /// is there, or cannot be; any thread, at once for several slabs. Null where `slabs` is empty.
-  std::function<void(const GraphSpan&, std::span<const std::byte> slab, uint64_t slot_offset,
+  /// Starts copying what is wanted of a slab that has arrived to its places in the slot, and calls
+  /// `done` once when it is there, or cannot be; any thread, at once for several slabs. Null where
+  /// `slabs` is empty.
+  std::function<void(const GraphSpan&, std::vector<StagedPiece> pieces,
                      std::function<void(std::exception_ptr failure)> done)>
       upload;
 };

@@ -12,7 +12,7 @@
 #include "pipeline/graph/serial_executor.h"
 #include "pipeline/graph/span_times.h"
 #include "pipeline/graph/token_pool.h"
-#include "storage/io/read_plan.h"  // SlabRange
+#include "storage/io/read_plan.h"  // SlabRange, Move
 
 namespace coppice::detail {
 
@@ -22,7 +22,8 @@ struct Travelling {
   TokenLease slot;
   TokenLease output;
   std::vector<SlabRange> slabs;
-  size_t slabs_left = 0;  // touched by the serial node `ready` alone
+  std::vector<Move> moves;  // from slabs to the slot, where slabs are memory
+  size_t slabs_left = 0;    // touched by the serial node `ready` alone
 };
 using SpanPtr = std::shared_ptr<Travelling>;
 

@@ -108,6 +108,52 @@ ReadPlan plan_reads(std::span<const Extent> wanted, std::span<const uint64_t> fi
   return plan;
 }
 
+void split_reads(ReadPlan& plan, uint64_t max_bytes) {
+  if (max_bytes == 0) throw std::invalid_argument("split_reads: into reads of 0 bytes");
+  std::vector<PlannedRead> pieces;
+  for (const PlannedRead& read : plan.reads) {
+    for (uint64_t at = 0; at < read.bytes; at += max_bytes) {
+      PlannedRead piece = read;
+      piece.offset += at;
+      piece.slot_offset += at;
+      piece.bytes = std::min(max_bytes, read.bytes - at);
+      piece.required_bytes = std::min(piece.bytes, read.required_bytes - at);
+      pieces.push_back(piece);
+    }
+  }
+  plan.reads = std::move(pieces);
+}
+
+std::vector<Move> pack(ReadPlan& plan, uint64_t alignment) {
+  if (alignment == 0) throw std::invalid_argument("pack: to multiples of 0");
+  std::vector<Move> moves;
+  plan.slot_bytes = 0;
+  for (Placement& placement : plan.placements) {
+    const uint64_t to = align_up(plan.slot_bytes, alignment);
+    if (placement.bytes > 0) moves.push_back({placement.slot_offset, to, placement.bytes});
+    placement.slot_offset = to;
+    plan.slot_bytes = to + placement.bytes;
+  }
+  std::sort(moves.begin(), moves.end(),
+            [](const Move& a, const Move& b) { return a.from < b.from; });
+  return moves;
+}
+
+std::vector<Move> moves_of(const ReadPlan& plan, const SlabRange& range,
+                           std::span<const Move> moves) {
+  const PlannedRead& last_read = plan.reads[range.last - 1];
+  const uint64_t begin = plan.reads[range.first].slot_offset;
+  const uint64_t end = last_read.slot_offset + last_read.bytes;
+  std::vector<Move> parts;
+  for (const Move& move : moves) {
+    const uint64_t first = std::max(begin, move.from);
+    const uint64_t last = std::min(end, move.from + move.bytes);
+    if (first >= last) continue;
+    parts.push_back({first - begin, move.to + (first - move.from), last - first});
+  }
+  return parts;
+}
+
 std::vector<SlabRange> cut_into_slabs(const ReadPlan& plan, uint64_t slab_bytes) {
   std::vector<SlabRange> slabs;
   for (uint32_t i = 0; i < plan.reads.size(); ++i) {

@@ -43,6 +43,10 @@ struct ReadPlanOptions {
 ReadPlan plan_reads(std::span<const Extent> wanted, std::span<const uint64_t> file_bytes,
                     const ReadPlanOptions& options = {});
 
+/// Splits reads of more than `max_bytes`, a multiple of the plan's alignment, into some of as many
+/// and a rest.
+void split_reads(ReadPlan& plan, uint64_t max_bytes);
+
 /// Cuts the reads into consecutive groups of at most `slab_bytes` each (a single larger read stays
 /// alone). Returns index ranges [first, last) into `plan.reads`.
 struct SlabRange {
@@ -51,5 +55,23 @@ struct SlabRange {
   uint64_t bytes = 0;
 };
 std::vector<SlabRange> cut_into_slabs(const ReadPlan& plan, uint64_t slab_bytes);
+
+/// Bytes that lie at slot offset `from` where they are read, and at `to` where they are used.
+struct Move {
+  uint64_t from = 0;
+  uint64_t to = 0;
+  uint64_t bytes = 0;
+};
+
+/// For bytes that are copied on from where they are read: places the wanted extents one after the
+/// other, each at a multiple of `alignment`, as a GPU wants its operands (a file may have them
+/// anywhere). Placements and `slot_bytes` are then those of the packed slot; reads stay as they
+/// are. Returns how the bytes get there, ascending by `from`.
+std::vector<Move> pack(ReadPlan& plan, uint64_t alignment);
+
+/// What of the moves starts from the reads of `range`: the parts that lie in them, with `from`
+/// counted from where the first of them begins.
+std::vector<Move> moves_of(const ReadPlan& plan, const SlabRange& range,
+                           std::span<const Move> moves);
 
 }  // namespace coppice

@@ -10,6 +10,11 @@ void FakeGpu::lose() {
   is_lost_ = true;
 }
 
+void FakeGpu::lose_after(int calls) {
+  const std::lock_guard lock(mutex_);
+  calls_left_ = calls;
+}
+
 void FakeGpu::compute(std::function<void()> kernel) {
   const std::lock_guard lock(mutex_);
   streams_[GpuStream::kCompute].works.push_back(std::move(kernel));
@@ -24,6 +29,7 @@ void FakeGpu::check(const char* what) {
   if (!threads_.contains(std::this_thread::get_id())) {
     misuses_.push_back(std::string(what) + " on a thread without a GPU");
   }
+  if (calls_left_ > 0 && --calls_left_ == 0) is_lost_ = true;
   if (is_lost_) throw GpuError(std::string("fake: ") + what + ": the GPU is lost");
 }
 
@@ -61,7 +67,7 @@ class FakeDriver final : public GpuDriver {
       : gpu_(gpu), facts_{"cuda:0", "a fake", "fake", gpu.total_bytes} {}
 
   const GpuFacts& facts() const override { return facts_; }
-  at::Device where() const override { return at::kCPU; }
+  at::Device where() const override { return gpu_.where; }
   void use_on_this_thread() const override {
     const std::lock_guard lock(gpu_.mutex_);
     gpu_.threads_.insert(std::this_thread::get_id());
@@ -75,6 +81,7 @@ class FakeDriver final : public GpuDriver {
   void limit_allocator(uint64_t bytes) override { gpu_.allocator_limit_ = bytes; }
 
   uint64_t allocator_peak_bytes() const override { return gpu_.allocator_peak; }
+  void trim_allocator() override {}
 
   std::byte* allocate(uint64_t bytes) override {
     const std::lock_guard lock(gpu_.mutex_);

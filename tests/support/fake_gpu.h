@@ -20,9 +20,13 @@ class FakeGpu {
   uint64_t total_bytes = 1 << 20;
   uint64_t allocator_peak = 0;
   bool refuses_pins = false;
+  at::Device where =
+      at::kCPU;  // its tensors lie; that of a played backend does not mix with others
 
   /// From now on everything fails but what gives back.
   void lose();
+  /// So after as many calls that could fail; 0: never.
+  void lose_after(int calls);
   /// What a kernel would do: on the compute stream, when somebody waits for it.
   void compute(std::function<void()> kernel);
   /// Works of a stream that nobody waited for.
@@ -52,6 +56,7 @@ class FakeGpu {
   std::set<std::thread::id> threads_;
   std::vector<std::string> misuses_;
   uint64_t allocated_bytes_ = 0, allocator_limit_ = 0;
+  int calls_left_ = 0;
   bool is_lost_ = false;
 };
 

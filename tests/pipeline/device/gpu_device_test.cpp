@@ -52,7 +52,7 @@ class GpuDeviceTest : public ::testing::Test {
   /// Returns when `done` was called; rethrows what it was told.
   void upload(std::span<const std::byte> staged, std::byte* slot) {
     std::promise<void> done;
-    device_->upload(staged, slot, [&](std::exception_ptr failure) {
+    device_->upload({{staged, slot}}, [&](std::exception_ptr failure) {
       failure ? done.set_exception(failure) : done.set_value();
     });
     done.get_future().get();
@@ -307,9 +307,11 @@ class GpuStreamed : public GpuDeviceTest {
     options.num_slabs = 2;
     for (int i = 0; i < 2; ++i) options.slots.push_back(device_->allocate_slot(kSpanBytes));
     for (int i = 0; i < 2; ++i) options.slabs.push_back(device_->allocate_staging(32 << 10));
-    options.upload = [this](const GraphSpan& span, std::span<const std::byte> slab, uint64_t offset,
+    options.upload = [this](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
                             CopyCompletion done) {
-      device_->upload(slab, span.slot.data() + offset, std::move(done));
+      std::vector<StagedCopy> copies;
+      for (const auto& [bytes, offset] : pieces) copies.push_back({bytes, &span.slot[offset]});
+      device_->upload(std::move(copies), std::move(done));
     };
     const auto engine = make_io_engine({});
     SerialExecutor store("store");

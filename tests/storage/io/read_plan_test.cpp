@@ -151,6 +151,69 @@ TEST(ReadPlan, ReadsSmallerThanTheAlignmentAreRefused) {
   EXPECT_THROW(plan_reads({}, {}, {.alignment = 0}), std::invalid_argument);
 }
 
+TEST(ReadPlan, SplitReadsAreTheSameBytesInPieces) {
+  const std::vector<uint64_t> files = {100'000};
+  const std::vector<Extent> wanted = {{0, 5'000, 60'000}, {0, 90'000, 10'000}};
+  ReadPlan plan = plan_reads(wanted, files, {.max_gap_bytes = 0});
+  const ReadPlan whole = plan;
+  split_reads(plan, 8192);
+  EXPECT_EQ(plan.slot_bytes, whole.slot_bytes);
+  size_t piece = 0;
+  for (const PlannedRead& read : whole.reads) {
+    uint64_t bytes = 0, required = 0;
+    for (; bytes < read.bytes; ++piece) {
+      const PlannedRead& part = plan.reads.at(piece);
+      EXPECT_EQ(part.file, read.file);
+      EXPECT_EQ(part.offset, read.offset + bytes);
+      EXPECT_EQ(part.slot_offset, read.slot_offset + bytes);
+      EXPECT_LE(part.bytes, 8192u);
+      EXPECT_GT(part.required_bytes, 0u);
+      bytes += part.bytes;
+      required += part.required_bytes;
+    }
+    EXPECT_EQ(bytes, read.bytes);
+    EXPECT_EQ(required, read.required_bytes);
+  }
+  EXPECT_EQ(piece, plan.reads.size());
+  EXPECT_THROW(split_reads(plan, 0), std::invalid_argument);
+}
+
+TEST(ReadPlan, PackedExtentsAreAlignedAndEveryByteOfThemComesFromOneSlab) {
+  const std::vector<uint64_t> files = {200'000};
+  // As a file has them: at 8 modulo 16, one of an odd size, one that is empty, out of order.
+  const std::vector<Extent> wanted = {
+      {0, 90'008, 40'001}, {0, 5'000, 60'000}, {0, 4'000, 0}, {0, 130'009, 7}};
+  ReadPlan plan = plan_reads(wanted, files, {.max_gap_bytes = 0});
+  split_reads(plan, 8192);
+  const ReadPlan unpacked = plan;
+  const std::vector<Move> moves = pack(plan, 16);
+  std::vector<int> source(unpacked.slot_bytes, -1), slot(plan.slot_bytes, -1);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    EXPECT_EQ(plan.placements[i].slot_offset % 16, 0u);
+    EXPECT_EQ(plan.placements[i].bytes, wanted[i].bytes);
+    for (uint64_t at = 0; at < wanted[i].bytes; ++at) {
+      source[unpacked.placements[i].slot_offset + at] = int(wanted[i].offset + at);
+    }
+  }
+  for (const SlabRange& range : cut_into_slabs(plan, 20'000)) {
+    const uint64_t base = plan.reads[range.first].slot_offset;
+    for (const Move& move : moves_of(plan, range, moves)) {
+      ASSERT_LE(move.from + move.bytes, range.bytes);
+      for (uint64_t at = 0; at < move.bytes; ++at) {
+        EXPECT_EQ(slot.at(move.to + at), -1) << "moved twice";
+        slot[move.to + at] = source.at(base + move.from + at);
+      }
+    }
+  }
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    for (uint64_t at = 0; at < wanted[i].bytes; ++at) {
+      ASSERT_EQ(slot.at(plan.placements[i].slot_offset + at), int(wanted[i].offset + at));
+    }
+  }
+  EXPECT_LE(plan.slot_bytes, unpacked.slot_bytes);
+  EXPECT_THROW(pack(plan, 0), std::invalid_argument);
+}
+
 TEST(ReadPlan, SlabsCoverEveryReadOnceAndStayWithinTheirBytes) {
   for (uint32_t seed = 0; seed < 100; ++seed) {
     SCOPED_TRACE(seed);
