@@ -93,7 +93,7 @@ void probe_disk(const CheckpointReader& checkpoint, const std::filesystem::path&
   if (rates.read_bytes == 0) rates.read_bytes = rates.written_bytes;  // too small to tell
 }
 
-void probe_codec(const ActivationShape& shape, Rates& rates) {
+void probe_codec(const ActivationShape& shape, ChunkLayout layout, Rates& rates) {
   const int element_bytes = shape.element_bytes();
   std::vector<std::byte> elements(std::min<size_t>(shape.chunk_bytes(), kCodecBytes) /
                                   size_t(element_bytes) * size_t(element_bytes));
@@ -105,15 +105,15 @@ void probe_codec(const ActivationShape& shape, Rates& rates) {
     const uint32_t stored = element_bytes == 4 ? bits : bits >> 16;
     std::memcpy(elements.data() + at, &stored, size_t(element_bytes));
   }
-  EncodedChunk chunk;
-  std::vector<std::byte> decoded(elements.size());
+  EncodedChunk chunk = encode_chunk(elements, element_bytes);
   double encode = 1e9, decode = 1e9;
   for (double total = 0; total < kSeconds / 2;) {
-    encode = std::min(encode, seconds_of([&] { chunk = encode_chunk(elements, element_bytes); }));
-    decode =
-        std::min(decode, seconds_of([&] {
-                   decode_chunk(chunk.bytes, chunk.compressed, chunk.xxh3, element_bytes, decoded);
-                 }));
+    decode = std::min(decode, seconds_of([&] {
+                        decode_chunk(chunk.bytes, chunk.compressed, chunk.xxh3, element_bytes,
+                                     elements, layout);
+                      }));
+    encode = std::min(encode,
+                      seconds_of([&] { chunk = encode_chunk(elements, element_bytes, layout); }));
     total += encode + decode;
   }
   rates.encoded_bytes = double(elements.size()) / encode;

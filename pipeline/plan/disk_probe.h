@@ -16,7 +16,8 @@ namespace coppice {
 void probe_disk(const CheckpointReader& checkpoint, const std::filesystem::path& scratch,
                 IoEngine& engine, Rates& rates);
 
-/// Fills the codec's rates and ratio, from one window of normally distributed elements.
-void probe_codec(const ActivationShape& shape, Rates& rates);
+/// Fills the codec's rates and ratio, from one window of normally distributed elements that lie in
+/// memory as the device has them.
+void probe_codec(const ActivationShape& shape, ChunkLayout layout, Rates& rates);
 
 }  // namespace coppice

@@ -323,7 +323,7 @@ ActivationCacheReader::ActivationCacheReader(std::filesystem::path path)
 }
 
 void ActivationCacheReader::decode(int64_t window, std::span<const std::byte> stored,
-                                   std::span<std::byte> elements) const {
+                                   std::span<std::byte> elements, ChunkLayout layout) const {
   const ChunkLocation& location = chunk(window);
   if (stored.size() != location.stored_bytes || elements.size() != shape_.chunk_bytes()) {
     throw std::invalid_argument(fmt::format(
@@ -331,7 +331,8 @@ void ActivationCacheReader::decode(int64_t window, std::span<const std::byte> st
         stored.size(), elements.size(), location.stored_bytes, shape_.chunk_bytes()));
   }
   try {
-    decode_chunk(stored, location.compressed, location.xxh3, shape_.element_bytes(), elements);
+    decode_chunk(stored, location.compressed, location.xxh3, shape_.element_bytes(), elements,
+                 layout);
   } catch (const std::runtime_error& difference) {
     throw CorruptionError(path_.string(), location.offset,
                           fmt::format("the {} bytes written for window {}", stored.size(), window),

@@ -71,8 +71,8 @@ class ActivationCacheReader {
   const FileRecord& record() const { return record_; }
   const ChunkLocation& chunk(int64_t window) const { return chunks_.at(window); }
   /// Checks and decodes the stored bytes of a window. Throws CorruptionError with file and offset.
-  void decode(int64_t window, std::span<const std::byte> stored,
-              std::span<std::byte> elements) const;
+  void decode(int64_t window, std::span<const std::byte> stored, std::span<std::byte> elements,
+              ChunkLayout layout = ChunkLayout::kElements) const;
 
  private:
   std::filesystem::path path_;

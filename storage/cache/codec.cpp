@@ -122,14 +122,49 @@ void join_planes(const std::byte* __restrict planes, size_t num_elements, int el
   }
 }
 
+/// A chunk to be encoded, however it lies in memory.
+class Planes {
+ public:
+  Planes(std::span<const std::byte> chunk, int element_bytes, ChunkLayout layout)
+      : chunk_(chunk), element_bytes_(element_bytes), layout_(layout) {}
+
+  size_t bytes() const { return chunk_.size() / element_bytes_; }  // of one, as many as elements
+
+  void copy(int plane, size_t first, size_t count, std::byte* out) const {
+    if (layout_ == ChunkLayout::kPlanes) {
+      std::memcpy(out, chunk_.data() + plane * bytes() + first, count);
+    } else {
+      split_plane(chunk_.data() + first * element_bytes_, count, element_bytes_, plane, out);
+    }
+  }
+
+  /// In place, or in this thread's scratch memory until the next chunk.
+  const std::byte* highest() const {
+    const int plane = element_bytes_ - 1;
+    if (layout_ == ChunkLayout::kPlanes) return chunk_.data() + plane * bytes();
+    std::byte* split = plane_scratch.at_least(bytes());
+    copy(plane, 0, bytes(), split);
+    return split;
+  }
+
+  std::vector<std::byte> elements() const {
+    if (layout_ == ChunkLayout::kElements) return {chunk_.begin(), chunk_.end()};
+    std::vector<std::byte> joined(chunk_.size());
+    join_planes(chunk_.data(), bytes(), element_bytes_, joined.data());
+    return joined;
+  }
+
+ private:
+  std::span<const std::byte> chunk_;
+  int element_bytes_;
+  ChunkLayout layout_;
+};
+
 /// The blocks (headers included, frame header not) of the Huffman-coded highest plane. They lie in
 /// this thread's scratch memory until the next call.
-std::span<const std::byte> compress_high_plane(std::span<const std::byte> elements,
-                                               int element_bytes) {
-  const size_t num_elements = elements.size() / element_bytes;
-  std::byte* plane = plane_scratch.at_least(num_elements);
-  split_plane(elements.data(), num_elements, element_bytes, element_bytes - 1, plane);
-
+std::span<const std::byte> compress_high_plane(const Planes& planes) {
+  const std::byte* plane = planes.highest();
+  const size_t num_elements = planes.bytes();
   const size_t capacity = ZSTD_compressBound(num_elements);
   std::byte* frame = frame_scratch.at_least(capacity);
   const size_t frame_bytes =
@@ -150,15 +185,12 @@ std::byte* put_frame_header(std::byte* out, uint64_t content_bytes) {
 }
 
 /// One low plane as raw blocks, split straight into place.
-std::byte* put_raw_plane(std::byte* out, std::span<const std::byte> elements, int element_bytes,
-                         int plane) {
-  const size_t num_elements = elements.size() / element_bytes;
-  for (size_t first = 0; first < num_elements; first += kMaxBlockBytes) {
-    const size_t block_bytes = std::min(kMaxBlockBytes, num_elements - first);
+std::byte* put_raw_plane(std::byte* out, const Planes& planes, int plane) {
+  for (size_t first = 0; first < planes.bytes(); first += kMaxBlockBytes) {
+    const size_t block_bytes = std::min(kMaxBlockBytes, planes.bytes() - first);
     const uint32_t header = static_cast<uint32_t>(block_bytes) << 3;  // type raw, not the last
     std::memcpy(out, &header, kBlockHeaderBytes);
-    split_plane(elements.data() + first * element_bytes, block_bytes, element_bytes, plane,
-                out + kBlockHeaderBytes);
+    planes.copy(plane, first, block_bytes, out + kBlockHeaderBytes);
     out += kBlockHeaderBytes + block_bytes;
   }
   return out;
@@ -185,39 +217,45 @@ void check_checksum(std::span<const std::byte> stored, uint64_t recorded) {
 // changed inside a frame. So the raw blocks are written here, and the blocks of a frame made of the
 // highest plane alone are appended. That is a valid frame: raw blocks leave entropy tables and
 // repeat offsets untouched, and the appended blocks only refer to their own plane.
-EncodedChunk encode_chunk(std::span<const std::byte> elements, int element_bytes) {
-  check_elements(elements.size(), element_bytes);
-  if (elements.empty()) return with_checksum({}, false);
+EncodedChunk encode_chunk(std::span<const std::byte> chunk, int element_bytes, ChunkLayout layout) {
+  check_elements(chunk.size(), element_bytes);
+  if (chunk.empty()) return with_checksum({}, false);
 
-  const size_t plane_bytes = elements.size() / element_bytes;
+  const Planes planes(chunk, element_bytes, layout);
+  const size_t plane_bytes = planes.bytes();
   const size_t low_planes = element_bytes - 1;
-  const std::span<const std::byte> high_blocks = compress_high_plane(elements, element_bytes);
+  const std::span<const std::byte> high_blocks = compress_high_plane(planes);
   const size_t frame_bytes =
       kFrameHeaderBytes + low_planes * (plane_bytes + num_blocks(plane_bytes) * kBlockHeaderBytes) +
       high_blocks.size();
-  if (frame_bytes * 105 > elements.size() * 100) {
-    return with_checksum({elements.begin(), elements.end()}, false);
-  }
+  if (frame_bytes * 105 > chunk.size() * 100) return with_checksum(planes.elements(), false);
 
   std::vector<std::byte> frame(frame_bytes);
-  std::byte* out = put_frame_header(frame.data(), elements.size());
+  std::byte* out = put_frame_header(frame.data(), chunk.size());
   for (size_t plane = 0; plane < low_planes; ++plane) {
-    out = put_raw_plane(out, elements, element_bytes, static_cast<int>(plane));
+    out = put_raw_plane(out, planes, static_cast<int>(plane));
   }
   std::memcpy(out, high_blocks.data(), high_blocks.size());
   return with_checksum(std::move(frame), true);
 }
 
 void decode_chunk(std::span<const std::byte> stored, bool compressed, uint64_t xxh3,
-                  int element_bytes, std::span<std::byte> elements) {
-  check_elements(elements.size(), element_bytes);
+                  int element_bytes, std::span<std::byte> chunk, ChunkLayout layout) {
+  check_elements(chunk.size(), element_bytes);
   check_checksum(stored, xxh3);
   if (!compressed) {
-    if (stored.size() != elements.size()) {
+    if (stored.size() != chunk.size()) {
       throw std::runtime_error(
-          fmt::format("{} raw bytes stored, the chunk has {}", stored.size(), elements.size()));
+          fmt::format("{} raw bytes stored, the chunk has {}", stored.size(), chunk.size()));
     }
-    std::copy(stored.begin(), stored.end(), elements.begin());
+    if (layout == ChunkLayout::kElements) {
+      std::copy(stored.begin(), stored.end(), chunk.begin());
+      return;
+    }
+    const Planes planes(stored, element_bytes, ChunkLayout::kElements);
+    for (int plane = 0; plane < element_bytes; ++plane) {
+      planes.copy(plane, 0, planes.bytes(), chunk.data() + plane * planes.bytes());
+    }
     return;
   }
 
@@ -225,22 +263,23 @@ void decode_chunk(std::span<const std::byte> stored, bool compressed, uint64_t x
   if (content == ZSTD_CONTENTSIZE_ERROR || content == ZSTD_CONTENTSIZE_UNKNOWN) {
     throw std::runtime_error("no zstd frame with a content size");
   }
-  if (content != elements.size()) {
-    throw std::runtime_error(fmt::format("the zstd frame announces {} bytes, the chunk has {}",
-                                         content, elements.size()));
+  if (content != chunk.size()) {
+    throw std::runtime_error(
+        fmt::format("the zstd frame announces {} bytes, the chunk has {}", content, chunk.size()));
   }
   if (decompressor == nullptr) {
     decompressor.reset(ZSTD_createDCtx());
     if (decompressor == nullptr) throw std::bad_alloc();
   }
-  std::byte* planes = plane_scratch.at_least(elements.size());
-  const size_t decoded = checked(ZSTD_decompressDCtx(decompressor.get(), planes, elements.size(),
-                                                     stored.data(), stored.size()));
-  if (decoded != elements.size()) {
+  const bool is_split = layout == ChunkLayout::kPlanes;
+  std::byte* planes = is_split ? chunk.data() : plane_scratch.at_least(chunk.size());
+  const size_t decoded = checked(
+      ZSTD_decompressDCtx(decompressor.get(), planes, chunk.size(), stored.data(), stored.size()));
+  if (decoded != chunk.size()) {
     throw std::runtime_error(
-        fmt::format("the zstd frame holds {} bytes, the chunk has {}", decoded, elements.size()));
+        fmt::format("the zstd frame holds {} bytes, the chunk has {}", decoded, chunk.size()));
   }
-  join_planes(planes, elements.size() / element_bytes, element_bytes, elements.data());
+  if (!is_split) join_planes(planes, chunk.size() / element_bytes, element_bytes, chunk.data());
 }
 
 }  // namespace coppice

@@ -57,6 +57,35 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
       EXPECT_TRUE(source.read(std::span(&window, 1)).hidden.equal(content(window))) << window;
     }
   }
+  void expect_windows_of_sequences() {
+    const auto cache = boundaries(2, 0, /*inputs_in_ram=*/4,
+                                  {{2, 1}, {5}, {1}, {3}, {1, 1, 1}, {4}, {5}, {2}, {2, 2}});
+    const auto filled = [](int window, int64_t tokens) {
+      return content(window).narrow(0, 0, tokens);
+    };
+    {
+      const auto sink = cache->sink(kBoundary, user_);
+      const std::vector<int64_t> tokens = {3, 5, 1, 3, 3, 4, 5, 2, 4};
+      for (int window = 0; window < kWindows; ++window) {
+        sink->write(window, filled(window, tokens[size_t(window)]));
+      }
+    }
+    const auto source = cache->source(kBoundary, user_);
+    const std::vector<int> windows = {8, 0, 2};  // from the file, and from memory
+    const MicroBatch batch = source->read(windows);
+    EXPECT_THAT(batch.lengths, ElementsAre(2, 2, 2, 1, 1));
+    ASSERT_EQ(batch.hidden.size(0), 8);
+    EXPECT_TRUE(batch.hidden.narrow(0, 0, 4).equal(filled(8, 4)));
+    EXPECT_TRUE(batch.hidden.narrow(0, 4, 3).equal(filled(0, 3)));
+    EXPECT_TRUE(batch.hidden.narrow(0, 7, 1).equal(filled(2, 1)));
+  }
+  /// Of the chunks as they lie in the file.
+  static std::vector<uint64_t> checksums(const CachedBoundaries& cache) {
+    const ActivationCacheReader reader(cache.path_of(kBoundary));
+    std::vector<uint64_t> sums;
+    for (int window = 0; window < kWindows; ++window) sums.push_back(reader.chunk(window).xxh3);
+    return sums;
+  }
   int64_t windows_in_file(const CachedBoundaries& cache, Boundary boundary) const {
     if (!std::filesystem::exists(cache.path_of(boundary))) return 0;
     return ActivationCacheReader(cache.path_of(boundary)).shape().windows;
@@ -97,6 +126,19 @@ TEST_P(CachedActivationsTest, WindowsComeBackThroughAGpusHostMemory) {
   EXPECT_EQ(gpu.num_pending(GpuStream::kDownload), 0u);
   EXPECT_THAT(gpu.misuses(), ::testing::IsEmpty());
   user_.device = device_.get();
+}
+
+// Split into planes there, and not by the codec.
+TEST_P(CachedActivationsTest, AGpusChunksAreThoseOfACpu) {
+  write_all(*boundaries());  // gone when all is written
+  const std::vector<uint64_t> of_cpu = checksums(*boundaries());
+  testing::FakeGpu gpu;
+  GpuDevice device(testing::make_fake_driver(gpu), {});
+  ASSERT_EQ(device.chunk_layout(), ChunkLayout::kPlanes);
+  user_.device = &device;
+  device.executor().run([&] { write_all(*boundaries()); });
+  user_.device = device_.get();
+  EXPECT_EQ(checksums(*boundaries()), of_cpu);
 }
 
 TEST_P(CachedActivationsTest, AGpuThatIsLostEndsWithAnErrorAndNotInADestructor) {
@@ -142,26 +184,15 @@ TEST_P(CachedActivationsTest, BatchLaysItsWindowsEndToEnd) {
 }
 
 TEST_P(CachedActivationsTest, WindowsOfSequencesComeBackWithoutWhatFillsThem) {
-  const auto cache = boundaries(2, 0, /*inputs_in_ram=*/4,
-                                {{2, 1}, {5}, {1}, {3}, {1, 1, 1}, {4}, {5}, {2}, {2, 2}});
-  const auto filled = [](int window, int64_t tokens) {
-    return content(window).narrow(0, 0, tokens);
-  };
-  {
-    const auto sink = cache->sink(kBoundary, user_);
-    const std::vector<int64_t> tokens = {3, 5, 1, 3, 3, 4, 5, 2, 4};
-    for (int window = 0; window < kWindows; ++window) {
-      sink->write(window, filled(window, tokens[size_t(window)]));
-    }
-  }
-  const auto source = cache->source(kBoundary, user_);
-  const std::vector<int> windows = {8, 0, 2};  // from the file, and from memory
-  const MicroBatch batch = source->read(windows);
-  EXPECT_THAT(batch.lengths, ElementsAre(2, 2, 2, 1, 1));
-  ASSERT_EQ(batch.hidden.size(0), 8);
-  EXPECT_TRUE(batch.hidden.narrow(0, 0, 4).equal(filled(8, 4)));
-  EXPECT_TRUE(batch.hidden.narrow(0, 4, 3).equal(filled(0, 3)));
-  EXPECT_TRUE(batch.hidden.narrow(0, 7, 1).equal(filled(2, 1)));
+  expect_windows_of_sequences();
+}
+
+TEST_P(CachedActivationsTest, WindowsOfSequencesComeBackFromAGpuWithoutWhatFillsThem) {
+  testing::FakeGpu gpu;
+  GpuDevice device(testing::make_fake_driver(gpu), {});
+  user_.device = &device;
+  device.executor().run([&] { expect_windows_of_sequences(); });
+  user_.device = device_.get();
 }
 
 TEST_P(CachedActivationsTest, BoundaryIsReportedOnceDurableAndOutlivesTheJob) {

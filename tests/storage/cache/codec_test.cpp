@@ -89,6 +89,31 @@ TEST_P(CodecOfElementBytes, NoiseIsStoredRaw) {
   EXPECT_EQ(decoded(chunk, GetParam(), elements.size()), elements);
 }
 
+/// The elements' bytes plane by plane.
+Bytes planes_of(const Bytes& elements, size_t width) {
+  const size_t count = elements.size() / width;
+  Bytes planes(elements.size());
+  for (size_t i = 0; i < elements.size(); ++i) planes[i % width * count + i / width] = elements[i];
+  return planes;
+}
+
+// Around the boundaries of a block, compressed and raw.
+TEST_P(CodecOfElementBytes, PlanesAreStoredAsTheirElementsAreAndComeBack) {
+  for (const size_t num_elements : {1, 63, 4096, 131071, 131072, 131073, 400001}) {
+    for (const Bytes& elements :
+         {activations(num_elements, GetParam()), noise(num_elements * size_t(GetParam()))}) {
+      const Bytes planes = planes_of(elements, size_t(GetParam()));
+      const EncodedChunk chunk = encode_chunk(planes, GetParam(), ChunkLayout::kPlanes);
+      EXPECT_EQ(chunk.bytes, encode_chunk(elements, GetParam()).bytes) << num_elements;
+      EXPECT_EQ(decoded(chunk, GetParam(), elements.size()), elements) << num_elements;
+      Bytes back(planes.size());
+      decode_chunk(chunk.bytes, chunk.compressed, chunk.xxh3, GetParam(), back,
+                   ChunkLayout::kPlanes);
+      EXPECT_EQ(back, planes) << num_elements;
+    }
+  }
+}
+
 TEST_P(CodecOfElementBytes, NothingStaysNothing) {
   const EncodedChunk chunk = encode_chunk({}, GetParam());
   EXPECT_FALSE(chunk.compressed);
