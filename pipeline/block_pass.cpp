@@ -46,6 +46,7 @@ CacheOptions cache_options(PassContext& context) {
   options.compute = context.compute;
   options.windows_ahead = settings.windows_ahead;
   options.windows_behind = settings.windows_behind;
+  options.codec_threads = context.machine.codec_threads();
   options.targets_in_ram = settings.targets_in_ram;
   options.inputs_in_ram = settings.inputs_in_ram;
   options.with_room = [&context](uint64_t bytes, const std::function<void()>& take) {
@@ -130,7 +131,8 @@ bool BlockPass::is_unwanted(Boundary boundary, const ModelSpan& span,
   if (boundary.stream == Stream::kPropagated) return leaves_span || window == WindowKind::kBlock;
   if (options.propagation == Propagation::kSparse || !is_to_adapt(span)) return true;
   if (window == WindowKind::kNone) return true;
-  if (boundary.half % 2 == 0) {  // what leaves a block is a target of whole ones, and of its MLP
+  // What leaves a block is a target of whole ones, and of its MLP.
+  if (!boundary.is_inside_a_block()) {
     if (leaves_span) return window == WindowKind::kMatrix;
     const int block = (boundary.half - 1) / 2 - span.first_block;
     const bool ends_window = (block + 1) % options.window.blocks == 0;
@@ -250,8 +252,12 @@ void BlockPass::run_stage(const GraphSpan& span, const Stage& stage, WindowJob& 
   lane.device.finish();  // what a GPU was only asked for is this stage's time, not the next one's
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const SpanShape shape{context_.model.architecture, job.halves, context_.tokens.count(),
-                        context_.tokens.seqlen, int64_t(c10::elementSize(context_.compute))};
+  const SpanShape shape{context_.model.architecture,
+                        job.halves,
+                        context_.tokens.count(),
+                        context_.tokens.seqlen,
+                        int64_t(c10::elementSize(context_.compute)),
+                        job.span.kept_activations};
   const double flop = stage.cost(shape).flop();
   {
     std::lock_guard lock(mutex_);
@@ -280,11 +286,13 @@ void BlockPass::forward(GraphSpan& span) {
     if (!embedding_) embedding_ = lane.boundaries.sink({Stream::kDense, 0});
     embed_windows(span, context_.model, context_.tokens, lane.device, *embedding_);
     if (what.last == context_.tokens.count()) embedding_.reset();
+    lane.device.finish();  // the span's slot is given back
     return;
   }
   start_job(span, context_.model, lane.device, lane.rotary, lane.boundaries,
             is_to_adapt(what) ? variants_of(span) : std::vector<Variant>{},
             context_.plan.settings.recompute_targets ? Targets::kRecomputed : Targets::kCached);
+  work_of(span).job->kept_activations = context_.plan.settings.kept_activations;
   WindowJob job{*work_of(span).job, work_of(span).job->halves, nullptr};
   if (const Stage* stage = dense_stage(what)) run_stage(span, *stage, job);
 }

@@ -97,7 +97,7 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
   const double stored = architecture.dtype == "F32" ? 4 : 2;
   const double hidden = static_cast<double>(architecture.hidden);
   double states = 0, gradients = 0, gain_gradient = 0, evaluating = 0, fitting = 0;  // bytes
-  double kept = 0, widest = 0;  // elements a token
+  double kept = 0, widest = 0;  // elements a token: of all halves, of one
   Cost cost;
   for (int half = shape.halves.first; half < shape.halves.last; ++half) {
     const Half kind = half_of(half);
@@ -110,6 +110,13 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
     cost.attention_flop += attention_flop(architecture, kind, 3.5 * training + evaluated, seqlen);
     cost.bytes_touched +=
         element * (training * (touched.forward + touched.backward) + evaluated * touched.forward);
+    const bool is_recomputed =
+        shape.kept_activations == KeptActivations::kOfOneHalf && half + 1 < shape.halves.last;
+    if (is_recomputed) {
+      cost.product_flop += linear_flop(architecture, kind, training);
+      cost.attention_flop += attention_flop(architecture, kind, training, seqlen);
+      cost.bytes_touched += element * training * touched.forward;
+    }
     // A step reads master, moments, mask and gradient, writes master and moments and the copy that
     // products read; the gradient was written and scaled by the gain.
     cost.bytes_touched += steps * parameters * (3 * 4 + 1 + 3 * 4 + 4 * element);
@@ -151,6 +158,10 @@ Cost Reconstruct::cost(const SpanShape& shape) const {
   }
   // Inputs and targets, read and converted; the error and its gradient.
   cost.bytes_touched += (training + evaluated) * hidden * (2 * (stored + element) + 3 * element);
+  // Inputs of all halves but the first, and of one what it keeps.
+  if (shape.kept_activations == KeptActivations::kOfOneHalf) {
+    kept = hidden * static_cast<double>(shape.halves.last - shape.halves.first - 1) + widest;
+  }
   // The gradients of activations replace them one by one: twice the widest of them, and the rest.
   const double train_held =
       epochs > 0 ? gradients + gain_gradient + batch * element * (kept + widest) : 0;

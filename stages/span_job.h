@@ -32,6 +32,7 @@ enum class Stream { kDense, kPropagated };
 struct Boundary {
   Stream stream = Stream::kDense;
   int half = 0;
+  bool is_inside_a_block() const { return half % 2 == 1; }
   auto operator<=>(const Boundary&) const = default;
 };
 std::string to_string(const Boundary& boundary);  // "dense.12"
@@ -136,6 +137,10 @@ struct Variant {
   void mark_trained(const std::string& name);
 };
 
+/// What a window keeps of its activations until their gradients are made: of all its halves, or of
+/// one, while those of the others are computed again from what enters them. The same bits.
+enum class KeptActivations { kAll, kOfOneHalf };
+
 /// Whole blocks: one, or those of a window. `dense` is immutable until the span retires.
 struct SpanJob {
   HalfRange halves;
@@ -146,7 +151,8 @@ struct SpanJob {
   Boundaries& boundaries;
   std::map<std::string, InputStatistics> statistics;  // by in_block(block, LinearSpec::input)
   std::map<int, LayerSimilarities> similarities;      // by block, where somebody asked
-  std::vector<Variant> variants;
+  std::vector<Variant> variants = {};
+  KeptActivations kept_activations = KeptActivations::kAll;
 
   /// The dense block that a half-block belongs to.
   const BlockWeights& dense_at(int half) const {

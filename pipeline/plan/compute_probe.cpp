@@ -24,19 +24,35 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kSeconds = 0.12;  // spent on each measurement
-constexpr int64_t kMaxElements = int64_t{4} << 20;
+
+/// How large what is measured is: on a processor a call takes some milliseconds anyway. A GPU wants
+/// whole matrices to fill it, sums beyond what its caches hold, and many calls for a wait, which
+/// takes as long as some of them.
+struct Sizes {
+  double product_flop = 1e10;
+  int64_t elements = int64_t{4} << 20;  // of a matrix, and of a sum, at most
+  int64_t selected = int64_t{1} << 20;  // scores
+  int64_t attended = 1;                 // sequences
+  int calls = 1;                        // for a wait
+
+  static Sizes of(const Device& device, uint64_t most_bytes) {
+    if (device.is_host()) return {};
+    const auto most = int64_t(most_bytes / (4 * sizeof(float)));  // operands, result, one more
+    return {1e12, std::min(int64_t{256} << 20, most), std::min(int64_t{64} << 20, most), 8, 16};
+  }
+};
 
 /// Median seconds of one call. The first one, which chooses and packs, is not counted.
-double seconds_of(const Device& device, const std::function<void()>& call) {
+double seconds_of(const Device& device, int calls, const std::function<void()>& call) {
   const auto once = [&] {
     const auto start = Clock::now();
-    call();
+    for (int i = 0; i < calls; ++i) call();
     device.finish();
-    return std::chrono::duration<double>(Clock::now() - start).count();
+    return std::chrono::duration<double>(Clock::now() - start).count() / calls;
   };
   once();
   std::vector<double> seconds;
-  for (double total = 0; total < kSeconds || seconds.size() < 3; total += seconds.back()) {
+  for (double total = 0; total < kSeconds || seconds.size() < 3; total += calls * seconds.back()) {
     seconds.push_back(once());
   }
   std::nth_element(seconds.begin(), seconds.begin() + long(seconds.size() / 2), seconds.end());
@@ -46,8 +62,9 @@ double seconds_of(const Device& device, const std::function<void()>& call) {
 class Probe {
  public:
   Probe(const Device& device, const Architecture& architecture, at::ScalarType compute,
-        int64_t seqlen)
+        int64_t seqlen, uint64_t most_bytes)
       : device_(device),
+        sizes_(Sizes::of(device, most_bytes)),
         architecture_(architecture),
         options_(at::TensorOptions().dtype(compute).device(device.where())),
         seqlen_(seqlen) {}
@@ -71,32 +88,32 @@ class Probe {
     const int64_t group = architecture_.heads / architecture_.kv_heads;
     const int64_t kv_heads = std::min<int64_t>(architecture_.kv_heads, 4);
     const auto heads = [&](int64_t count) {
-      return at::full({1, count, seqlen_, architecture_.head_dim}, 0.5, options_);
+      return at::full({sizes_.attended, count, seqlen_, architecture_.head_dim}, 0.5, options_);
     };
     const at::Tensor q = heads(group * kv_heads), k = heads(kv_heads), v = heads(kv_heads);
-    const double seconds = seconds_of(device_, [&] {
+    const double seconds = seconds_of(device_, sizes_.calls, [&] {
       at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true, std::nullopt,
                                        /*enable_gqa=*/group > 1);
     });
-    return 2.0 * double(seqlen_) * double(seqlen_) *
+    return 2.0 * double(sizes_.attended) * double(seqlen_) * double(seqlen_) *
            double(group * kv_heads * architecture_.head_dim) / seconds;
   }
 
   double touch_rate() const {
     // Beyond what caches hold, as the optimiser's states are; the result is new memory, as results
     // are.
-    constexpr int64_t elements = int64_t{4} << 20;
-    const at::Tensor a = at::full({elements}, 1.0, options_),
-                     b = at::full({elements}, 2.0, options_);
-    const double seconds = seconds_of(device_, [&] { at::add(a, b); });
-    return 3.0 * double(elements) * double(a.element_size()) / seconds;
+    const at::Tensor a = at::full({sizes_.elements}, 1.0, options_),
+                     b = at::full({sizes_.elements}, 2.0, options_);
+    const double seconds = seconds_of(device_, sizes_.calls, [&] { at::add(a, b); });
+    return 3.0 * double(sizes_.elements) * double(a.element_size()) / seconds;
   }
 
   double selection_rate() const {
     const int64_t in = architecture_.hidden;
-    const int64_t out = std::clamp<int64_t>((int64_t{1} << 20) / in, 1, architecture_.ffn);
+    const int64_t out = std::clamp<int64_t>(sizes_.selected / in, 1, architecture_.ffn);
     const at::Tensor scores = at::rand({out, in}, options_.dtype(at::kFloat));
-    const double seconds = seconds_of(device_, [&] { keep_mask_by_row(scores, 0.5); });
+    const double seconds =
+        seconds_of(device_, sizes_.calls, [&] { keep_mask_by_row(scores, 0.5); });
     return double(in * out) / seconds;
   }
 
@@ -108,16 +125,18 @@ class Probe {
   }
 
   double linear_rate(int64_t in, int64_t out, int64_t most_tokens) const {
-    out = std::clamp<int64_t>(kMaxElements / in, 1, out);
+    out = std::clamp<int64_t>(sizes_.elements / in, 1, out);
     const auto flop_a_token = 2.0 * double(in) * double(out);
-    const int64_t tokens = std::clamp<int64_t>(int64_t(1e10 / flop_a_token),
+    const int64_t tokens = std::clamp<int64_t>(int64_t(sizes_.product_flop / flop_a_token),
                                                std::min<int64_t>(16, most_tokens), most_tokens);
     const at::Tensor x = at::full({tokens, in}, 0.5, options_);
     const at::Tensor w = at::full({out, in}, 0.5, options_);
-    return double(tokens) * flop_a_token / seconds_of(device_, [&] { at::linear(x, w); });
+    return double(tokens) * flop_a_token /
+           seconds_of(device_, sizes_.calls, [&] { at::linear(x, w); });
   }
 
   const Device& device_;
+  Sizes sizes_;
   const Architecture& architecture_;
   at::TensorOptions options_;
   int64_t seqlen_;
@@ -126,7 +145,7 @@ class Probe {
 }  // namespace
 
 void probe_new_memory(uint64_t most_bytes, Rates& rates) {
-  constexpr uint64_t kPieceBytes = uint64_t{32} << 20;
+  constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
   constexpr size_t kPageBytes = 4096;
   const auto start = Clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
@@ -140,8 +159,8 @@ void probe_new_memory(uint64_t most_bytes, Rates& rates) {
 }
 
 void probe_compute(const Device& device, const Architecture& architecture, at::ScalarType compute,
-                   int64_t seqlen, Rates& rates) {
-  const Probe probe(device, architecture, compute, seqlen);
+                   int64_t seqlen, uint64_t most_bytes, Rates& rates) {
+  const Probe probe(device, architecture, compute, seqlen, most_bytes);
   rates.attention_product_flop = probe.product_rate(Half::kAttention);
   rates.mlp_product_flop = probe.product_rate(Half::kMlp);
   rates.attention_flop = probe.attention_rate();

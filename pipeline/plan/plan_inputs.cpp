@@ -93,7 +93,7 @@ void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
 
 void set_device_limit(const ResourceOptions& resources, const Machine& machine,
                       PlanInputs& inputs) {
-  inputs.is_host = machine.device().where().is_cpu();
+  inputs.is_host = machine.device().is_host();
   if (inputs.is_host) return;
   inputs.device_limit = machine.device().free_bytes();
   for (int index = 1; index < inputs.devices; ++index) {
@@ -165,7 +165,8 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
   inputs.block_read_bytes = blocks_read_bytes(spans, left);
   inputs.outer_bytes = uint64_t(left.outer_copies) * outer_bytes(model);
   inputs.output_bytes =
-      inputs.outer_bytes + copies * left.blocks.size() * output.largest_image_bytes();
+      inputs.outer_bytes +
+      copies * (left.blocks.size() * output.largest_image_bytes() + output.side_bytes());
   if (std::any_of(job.recipes.begin(), job.recipes.end(),
                   [](const Recipe& one) { return one.prune.export_masks; })) {
     inputs.mask_bytes = copies * bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
@@ -180,13 +181,17 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
   }
   set_ram_limit(recipe.resources, inputs);
   inputs.devices = machine.num_devices();
+  inputs.codec_threads = machine.codec_threads();
   set_device_limit(recipe.resources, machine, inputs);
   set_disk_limits(recipe.resources, output.path(), scratch, left.scratch_bytes, inputs);
+  inputs.input_bytes = model.checkpoint.total_bytes();
+  inputs.input_place = fs::absolute(model.checkpoint.directory()).string();
+  inputs.input_free_bytes = fs::space(inputs.input_place).available;
   return inputs;
 }
 
 void measure_rates(const SourceModel& model, Machine& machine, const fs::path& scratch,
-                   PlanInputs& inputs) {
+                   const RunPlan& unmeasured, PlanInputs& inputs) {
   if (!inputs.resources().probe) return;
   const auto reconstructs = std::find_if(
       inputs.recipes.begin(), inputs.recipes.end(),
@@ -194,10 +199,14 @@ void measure_rates(const SourceModel& model, Machine& machine, const fs::path& s
   const Recipe& recipe =
       reconstructs == inputs.recipes.end() ? inputs.recipes.front() : *reconstructs;
   const Architecture& architecture = model.architecture;
-  // A rehearsal holds a part of what the run holds; half of the room would refuse the narrow ones.
-  const uint64_t left = inputs.ram_limit - std::min(inputs.ram_limit, inputs.process_bytes);
+  // A rehearsal holds a part of what the run holds, and shall not be its peak; half of the room
+  // would refuse the narrow ones.
+  const uint64_t planned = unmeasured.ram.bytes();
+  const uint64_t left = planned - std::min(planned, inputs.process_bytes);
   RehearsalLimits limits;
-  limits.bytes = std::min(limits.bytes, (inputs.is_host ? left : inputs.device_limit) * 17 / 20);
+  // A slice that fills a GPU is larger than one that a processor takes half a second for.
+  limits.bytes = inputs.is_host ? std::min(limits.bytes, left * 17 / 20)
+                                : std::min(8 * limits.bytes, inputs.device_limit * 17 / 20);
   std::vector<StageFactors> passes;
   const auto rehearse_once = [&] {
     machine.device().executor().run([&] {
@@ -214,7 +223,7 @@ void measure_rates(const SourceModel& model, Machine& machine, const fs::path& s
   machine.device().executor().run([&] {
     const Device& device = machine.device();
     probe_compute(device, architecture, device.compute_dtype(scalar_type(architecture.dtype)),
-                  inputs.seqlen, inputs.rates);
+                  inputs.seqlen, limits.bytes, inputs.rates);
   });
   rehearse_once();
   probe_new_memory(std::min(kMostNewMemory, left / 2), inputs.rates);
@@ -222,7 +231,7 @@ void measure_rates(const SourceModel& model, Machine& machine, const fs::path& s
   const std::unique_ptr<IoEngine> engine = make_io_engine({});
   probe_disk(model.checkpoint, nearest_existing(scratch), *engine, inputs.rates);
   probe_codec({inputs.windows, inputs.seqlen, architecture.hidden, architecture.dtype},
-              inputs.rates);
+              machine.device().chunk_layout(), inputs.rates);
   rehearse_once();  // again, some seconds later: slow moments of a shared machine last that long
   inputs.rates.corrections = corrections_of(passes);
 }

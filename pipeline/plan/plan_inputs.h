@@ -43,9 +43,9 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
                        const std::filesystem::path& scratch, const WorkLeft& left);
 
 /// Measures the machine for `inputs.rates`: up to ten seconds, 64 MiB written to the scratch
-/// directory and removed; of several recipes one is rehearsed. Nothing where `resources.probe` is
-/// off.
+/// directory and removed; of several recipes one is rehearsed, on a slice that holds no more than
+/// the run, by the plan that was made without rates. Nothing where `resources.probe` is off.
 void measure_rates(const SourceModel& model, Machine& machine, const std::filesystem::path& scratch,
-                   PlanInputs& inputs);
+                   const RunPlan& unmeasured, PlanInputs& inputs);
 
 }  // namespace coppice

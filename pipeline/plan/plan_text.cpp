@@ -23,6 +23,11 @@ std::string resource_lines(const PlannedResource& resource) {
   return text;
 }
 
+std::string input_line(const PlanInputs& inputs) {
+  return fmt::format("{:<26} {:>10}   is there; {} free on {}\n", "disk of the input",
+                     size(inputs.input_bytes), size(inputs.input_free_bytes), inputs.input_place);
+}
+
 bool has_targets(const PlanInputs& inputs) { return has_half_block_boundaries(inputs); }
 
 std::string tier_of(int64_t in_ram, int64_t windows) {
@@ -48,6 +53,11 @@ std::string settings_lines(const RunPlan& plan, const PlanInputs& inputs) {
         fmt::format("half-block targets         {}\n",
                     s.recompute_targets ? "recomputed from the block's input with its dense weights"
                                         : "cached, " + tier_of(s.targets_in_ram, inputs.windows));
+  }
+  if (s.kept_activations == KeptActivations::kOfOneHalf) {
+    text +=
+        "activations of a window    computed again on the way back, half by half: the budget has "
+        "no room for all\n";
   }
   if (s.convert == Calibrate::Convert::kOnUse) {
     text +=
@@ -82,8 +92,8 @@ json resource_json(const PlannedResource& resource) {
 }  // namespace
 
 std::string plan_text(const RunPlan& plan, const PlanInputs& inputs) {
-  return resource_lines(plan.ram) + resource_lines(plan.device) + resource_lines(plan.scratch) +
-         resource_lines(plan.output) +
+  return input_line(inputs) + resource_lines(plan.ram) + resource_lines(plan.device) +
+         resource_lines(plan.scratch) + resource_lines(plan.output) +
          fmt::format("{:<26} {:>10}, written {}\n", "bytes read", size(plan.bytes_read),
                      size(plan.bytes_written)) +
          settings_lines(plan, inputs) + time_lines(plan, inputs);
@@ -101,41 +111,52 @@ json plan_json(const RunPlan& plan, const PlanInputs& inputs) {
   }
   const RunSettings& s = plan.settings;
   const Rates& rates = inputs.rates;
-  return {{"ram", resource_json(plan.ram)},
-          {"device", resource_json(plan.device)},
-          {"scratch", resource_json(plan.scratch)},
-          {"output", resource_json(plan.output)},
-          {"bytes_read", plan.bytes_read},
-          {"bytes_written", plan.bytes_written},
-          {"settings",
-           {{"devices", inputs.devices},
-            {"slots", s.slots},
-            {"outputs", s.outputs},
-            {"slab_bytes", inputs.resources().slab_bytes},
-            {"num_slabs", inputs.resources().num_slabs},
-            {"windows_ahead", s.windows_ahead},
-            {"windows_behind", s.windows_behind},
-            {"convert", s.convert == Calibrate::Convert::kAhead ? "ahead" : "on use"},
-            {"targets", s.recompute_targets ? "recomputed" : "cached"},
-            {"targets_in_ram", s.targets_in_ram},
-            {"inputs_in_ram", s.inputs_in_ram}}},
-          {"stages", stages},
-          {"compute_seconds", seconds(plan.compute_seconds)},
-          {"disk_seconds", seconds(plan.disk_seconds)},
-          {"seconds", seconds(plan.seconds)},
-          {"rates",
-           {{"attention_product_flop_per_second", rates.attention_product_flop},
-            {"mlp_product_flop_per_second", rates.mlp_product_flop},
-            {"attention_flop_per_second", rates.attention_flop},
-            {"touched_bytes_per_second", rates.touched_bytes},
-            {"selected_weights_per_second", rates.selected_weights},
-            {"new_memory_bytes_per_second", rates.new_memory_bytes},
-            {"encoded_bytes_per_second", rates.encoded_bytes},
-            {"decoded_bytes_per_second", rates.decoded_bytes},
-            {"codec_ratio", rates.codec_ratio},
-            {"read_bytes_per_second", rates.read_bytes},
-            {"written_bytes_per_second", rates.written_bytes}}},
-          {"corrections", rates.corrections}};
+  return {
+      {"fits", fits(plan)},
+      {"model",
+       {{"family", inputs.architecture.family}, {"blocks", inputs.architecture.num_blocks}}},
+      {"windows", inputs.windows},
+      {"seqlen", inputs.seqlen},
+      {"input",
+       {{"bytes", inputs.input_bytes},
+        {"free_bytes", inputs.input_free_bytes},
+        {"directory", inputs.input_place}}},
+      {"ram", resource_json(plan.ram)},
+      {"device", resource_json(plan.device)},
+      {"scratch", resource_json(plan.scratch)},
+      {"output", resource_json(plan.output)},
+      {"bytes_read", plan.bytes_read},
+      {"bytes_written", plan.bytes_written},
+      {"settings",
+       {{"devices", inputs.devices},
+        {"slots", s.slots},
+        {"outputs", s.outputs},
+        {"slab_bytes", inputs.resources().slab_bytes},
+        {"num_slabs", inputs.resources().num_slabs},
+        {"windows_ahead", s.windows_ahead},
+        {"windows_behind", s.windows_behind},
+        {"convert", s.convert == Calibrate::Convert::kAhead ? "ahead" : "on use"},
+        {"activations", s.kept_activations == KeptActivations::kAll ? "kept" : "computed again"},
+        {"targets", s.recompute_targets ? "recomputed" : "cached"},
+        {"targets_in_ram", s.targets_in_ram},
+        {"inputs_in_ram", s.inputs_in_ram}}},
+      {"stages", stages},
+      {"compute_seconds", seconds(plan.compute_seconds)},
+      {"disk_seconds", seconds(plan.disk_seconds)},
+      {"seconds", seconds(plan.seconds)},
+      {"rates",
+       {{"attention_product_flop_per_second", rates.attention_product_flop},
+        {"mlp_product_flop_per_second", rates.mlp_product_flop},
+        {"attention_flop_per_second", rates.attention_flop},
+        {"touched_bytes_per_second", rates.touched_bytes},
+        {"selected_weights_per_second", rates.selected_weights},
+        {"new_memory_bytes_per_second", rates.new_memory_bytes},
+        {"encoded_bytes_per_second", rates.encoded_bytes},
+        {"decoded_bytes_per_second", rates.decoded_bytes},
+        {"codec_ratio", rates.codec_ratio},
+        {"read_bytes_per_second", rates.read_bytes},
+        {"written_bytes_per_second", rates.written_bytes}}},
+      {"corrections", rates.corrections}};
 }
 
 }  // namespace coppice

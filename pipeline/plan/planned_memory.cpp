@@ -34,7 +34,7 @@ double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
   for (const Recipe& recipe : in.recipes) {
     for (const HalfRange& window : windows_of_span(in, recipe)) {
       for (const auto& stage : adapt_stages(in, recipe)) {
-        const Cost cost = stage->cost(shape_of(in, window));
+        const Cost cost = stage->cost(shape_of(in, window, settings.kept_activations));
         held = std::max(held, cost.bytes_held + recomputing);
         kept = std::max(kept, cost.bytes_kept);  // statistics of the window at work
       }
@@ -129,11 +129,13 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
 
 std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& settings) {
   if (in.is_host) return {};
-  std::vector<PlanItem> items = {
-      {fmt::format("blocks read ahead ({} slots)", settings.slots),
-       uint64_t(settings.slots) * in.slot_bytes},
-      {"work of the largest stage", uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))},
-      {"adapted tensors", in.image_bytes + in.mask_bytes}};
+  std::vector<PlanItem> items;
+  items.push_back({fmt::format("blocks read ahead ({} slots)", settings.slots),
+                   uint64_t(settings.slots) * in.slot_bytes});
+  items.push_back({"work of the largest stage",
+                   uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))});
+  items.push_back({fmt::format("adapted tensors ({})", settings.outputs),
+                   uint64_t(settings.outputs) * (in.image_bytes + in.mask_bytes)});
   add_widened(in, settings.slots, items);
   if (in.is_judged) items.push_back({"held-out windows of every recipe", held_out_bytes(in)});
   return items;

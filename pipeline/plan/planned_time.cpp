@@ -36,9 +36,10 @@ PlannedStage over_spans(const PlanInputs& in, std::string name, const StageWork&
 }
 
 PlannedStage over_spans(const PlanInputs& in, const Stage& stage,
-                        const std::vector<HalfRange>& windows) {
+                        const std::vector<HalfRange>& windows,
+                        KeptActivations kept = KeptActivations::kAll) {
   const std::string name(stage.name());
-  return over_spans(in, name, work_of(stage, windows, shape_of(in, span_of(in))), name);
+  return over_spans(in, name, work_of(stage, windows, shape_of(in, span_of(in), kept)), name);
 }
 
 /// Hidden states decoded and encoded: `moved` of all stages, less what is not made.
@@ -124,7 +125,8 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
   }
   for (const Recipe& recipe : in.recipes) {
     for (const auto& stage : adapt_stages(in, recipe)) {
-      add_to(plan.stages, over_spans(in, *stage, windows_of_span(in, recipe)));
+      add_to(plan.stages,
+             over_spans(in, *stage, windows_of_span(in, recipe), plan.settings.kept_activations));
     }
   }
   add_survey(in, plan.stages);
@@ -140,11 +142,11 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
   plan.bytes_read = in.block_read_bytes + in.outer_bytes + uint64_t(disk.read * stored);
   plan.bytes_written = in.output_bytes + uint64_t(disk.written * stored);
   if (!in.rates.known()) return;
+  const double codec_seconds =
+      (divided(all.written, in.rates.encoded_bytes) + divided(all.read, in.rates.decoded_bytes)) /
+      std::max(1, in.codec_threads);
   if (in.is_host) {  // the codec takes its share of the cores that compute
-    const double seconds =
-        (divided(all.written, in.rates.encoded_bytes) + divided(all.read, in.rates.decoded_bytes)) /
-        std::max(1, in.codec_threads);
-    plan.stages.push_back({"codec", {}, seconds, "cores"});
+    plan.stages.push_back({"codec", {}, codec_seconds, "cores"});
     const uint64_t beside = std::min(plan.ram.bytes(), in.process_bytes);
     plan.stages.push_back({"first touch of memory",
                            {},
@@ -161,11 +163,16 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
       divided(double(plan.bytes_written - std::min(plan.bytes_written, in.outer_bytes)),
               in.rates.written_bytes);
   plan.stages.push_back({"disk (beside it)", {}, plan.disk_seconds, "disk"});
+  double longest = std::max(plan.compute_seconds, plan.disk_seconds);
+  if (!in.is_host) {
+    plan.stages.push_back({"codec (beside it)", {}, codec_seconds, "cores"});
+    longest = std::max(longest, codec_seconds);
+  }
   // The first block's read and the last one's write have nothing to hide behind.
   const double spans = std::max(1.0, spans_to_do(in));
   const double ends = divided(double(in.block_read_bytes) / spans, in.rates.read_bytes) +
                       divided(double(adapted_bytes(in)), in.rates.written_bytes);
-  plan.seconds = std::max(plan.compute_seconds, plan.disk_seconds) + ends + copied;
+  plan.seconds = longest + ends + copied;
 }
 
 }  // namespace coppice

@@ -48,6 +48,12 @@ bool has_half_block_boundaries(const PlanInputs& in) {
   });
 }
 
+bool has_windows_of_halves(const PlanInputs& in) {
+  return std::any_of(in.recipes.begin(), in.recipes.end(), [](const Recipe& recipe) {
+    return recipe.reconstruct.window.kind == WindowKind::kBlock && trains_adamw(recipe.reconstruct);
+  });
+}
+
 int num_streams(const PlanInputs& in) {
   const bool has_dense = forward_stage(in, Calibrate::Convert::kAhead) != nullptr;
   return int(has_dense) + int(propagates(in.recipes.front().reconstruct));
@@ -120,8 +126,8 @@ std::unique_ptr<Stage> forward_stage(const PlanInputs& in, Calibrate::Convert co
   return forward_stage(options, convert);
 }
 
-SpanShape shape_of(const PlanInputs& in, HalfRange halves) {
-  return {in.architecture, halves, in.windows, in.seqlen, in.compute_bytes};
+SpanShape shape_of(const PlanInputs& in, HalfRange halves, KeptActivations kept) {
+  return {in.architecture, halves, in.windows, in.seqlen, in.compute_bytes, kept};
 }
 
 double adapt_reads(const PlanInputs& in) {

@@ -19,7 +19,8 @@ HalfRange span_of(const PlanInputs& inputs);
 /// Left to do; the last one may be a part of one.
 double spans_to_do(const PlanInputs& inputs);
 std::vector<HalfRange> windows_of_span(const PlanInputs& inputs, const Recipe& recipe);
-SpanShape shape_of(const PlanInputs& inputs, HalfRange halves);
+SpanShape shape_of(const PlanInputs& inputs, HalfRange halves,
+                   KeptActivations kept = KeptActivations::kAll);
 
 /// What the adaptation of a span writes to: a part for each recipe that is written, one for all
 /// others.
@@ -32,6 +33,8 @@ std::unique_ptr<Stage> forward_stage(const PlanInputs& inputs, Calibrate::Conver
 
 // ---- boundaries
 
+/// Whether a window has several halves, of which the activations of all or of one can be kept.
+bool has_windows_of_halves(const PlanInputs& inputs);
 /// Whether the recipe reconstructs halves of blocks, whose targets lie inside them.
 bool has_half_block_boundaries(const PlanInputs& inputs);
 /// Streams of hidden states that flow between spans.

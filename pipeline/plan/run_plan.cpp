@@ -7,11 +7,11 @@
 #include <functional>
 #include <optional>
 
-#include "pipeline/errors.h"  // BudgetError
 #include "pipeline/plan/planned_memory.h"
 #include "pipeline/plan/planned_time.h"
 #include "pipeline/plan/planned_work.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes
+#include "pipeline/token_windows.h"       // reads_sequences
 
 namespace coppice {
 namespace {
@@ -28,9 +28,14 @@ RunPlan estimate(const PlanInputs& in, const RunSettings& settings) {
   return plan;
 }
 
-bool fits(const RunPlan& plan) {
-  return plan.ram.fits() && (plan.device.items.empty() || plan.device.fits()) &&
-         plan.scratch.fits() && plan.output.fits();
+/// The most windows whose hidden states fit on the disk, where nothing else is in the way; 0: none.
+int64_t windows_that_fit(PlanInputs in, const RunSettings& smallest) {
+  int64_t low = 0, high = in.windows;
+  while (high - low > 1) {
+    in.windows = (low + high) / 2;
+    (fits(estimate(in, smallest)) ? low : high) = in.windows;
+  }
+  return low;
 }
 
 // What would bring the need down, by what weighs most.
@@ -65,7 +70,11 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
     text += is_one ? "." : "; fewer recipes, or smaller windows, take less.";
   }
   if (!smallest.scratch.fits() || !smallest.output.fits()) {
-    text += "\n  Make room, choose another --work-dir or --output-dir, or fewer --nsamples.";
+    text += "\n  Make room, or choose another --work-dir or --output-dir";
+    const int64_t windows =
+        reads_sequences(in.architecture) ? 0 : windows_that_fit(in, smallest.settings);
+    if (windows > 1) text += fmt::format("; --nsamples {} would fit on the disk", windows);
+    text += ".";
   }
   return text;
 }
@@ -76,12 +85,13 @@ std::string advice(const PlanInputs& in, const RunPlan& smallest) {
        {&smallest.ram, &smallest.device, &smallest.scratch, &smallest.output}) {
     if (!resource->items.empty() && !resource->fits()) text += "\n  " + complaint_about(*resource);
   }
-  throw BudgetError(text + advice(in, smallest));
+  throw PlanRefused(text + advice(in, smallest), smallest);
 }
 
-RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets) {
+RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets, KeptActivations kept) {
   RunSettings settings;
   settings.recompute_targets = recompute_targets;
+  settings.kept_activations = kept;
   settings.slots = std::max(1, in.resources().prefetch_blocks);
   settings.outputs = in.devices;  // each device adapts into one
   settings.windows_ahead = settings.windows_behind = 1;
@@ -117,8 +127,9 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
 }
 
 /// The fastest plan with targets cached or recomputed; nothing if not even the smallest fits.
-std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
-  RunPlan plan = estimate(in, smallest_settings(in, recompute_targets));
+std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets,
+                                 KeptActivations kept) {
+  RunPlan plan = estimate(in, smallest_settings(in, recompute_targets, kept));
   if (!plan.scratch.fits() && has_half_block_boundaries(in) && !recompute_targets) {
     // A disk that is too small for the targets may do when they stay in memory.
     RunSettings settings = plan.settings;
@@ -153,7 +164,24 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets) {
   return with_hidden_states_in_ram(in, plan);
 }
 
+/// The faster of the two; nothing if neither fits.
+std::optional<RunPlan> faster_targets(const PlanInputs& in, KeptActivations kept) {
+  const std::string& wanted = in.resources().half_block_targets;
+  std::optional<RunPlan> cached, recomputed;
+  if (wanted != "recomputed" || !has_half_block_boundaries(in)) {
+    cached = best_plan(in, false, kept);
+  }
+  if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true, kept);
+  if (!cached || (recomputed && recomputed->seconds < cached->seconds)) return recomputed;
+  return cached;
+}
+
 }  // namespace
+
+bool fits(const RunPlan& plan) {
+  return plan.ram.fits() && (plan.device.items.empty() || plan.device.fits()) &&
+         plan.scratch.fits() && plan.output.fits();
+}
 
 uint64_t PlannedResource::bytes() const {
   uint64_t sum = 0;
@@ -172,17 +200,15 @@ std::string complaint_about(const PlannedResource& resource) {
 }
 
 RunPlan plan_run(const PlanInputs& in) {
-  const std::string& wanted = in.resources().half_block_targets;
-  std::optional<RunPlan> cached, recomputed;
-  if (wanted != "recomputed" || !has_half_block_boundaries(in)) cached = best_plan(in, false);
-  if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true);
-  if (!cached && !recomputed)
-    refuse(in, estimate(in, smallest_settings(
-                                in, wanted == "recomputed" && has_half_block_boundaries(in))));
-  if (cached && recomputed) {
-    return recomputed->seconds < cached->seconds ? *recomputed : *cached;
+  // Computing activations again takes time in every step: only where nothing else would do.
+  std::vector<KeptActivations> ways = {KeptActivations::kAll};
+  if (has_windows_of_halves(in)) ways.push_back(KeptActivations::kOfOneHalf);
+  for (const KeptActivations kept : ways) {
+    if (const std::optional<RunPlan> plan = faster_targets(in, kept)) return *plan;
   }
-  return cached ? *cached : *recomputed;
+  const bool recomputes =
+      in.resources().half_block_targets == "recomputed" && has_half_block_boundaries(in);
+  refuse(in, estimate(in, smallest_settings(in, recomputes, ways.back())));
 }
 
 }  // namespace coppice

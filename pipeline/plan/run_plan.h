@@ -3,13 +3,16 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "configs/recipe.h"
+#include "pipeline/errors.h"  // BudgetError
 #include "pipeline/plan/rates.h"
 #include "stages/calibrate.h"
 #include "stages/cost.h"
 #include "stages/model/architecture.h"
+#include "stages/span_job.h"  // KeptActivations
 
 namespace coppice {
 
@@ -21,6 +24,7 @@ struct RunSettings {
   int windows_behind = 4;  // hidden states waiting to be compressed and written
   Calibrate::Convert convert = Calibrate::Convert::kAhead;
   bool recompute_targets = false;  // hidden states inside a block are made again, not cached
+  KeptActivations kept_activations = KeptActivations::kAll;  // of a window, until its gradients
   int64_t targets_in_ram = 0;  // windows of a half-block boundary kept in memory instead of on disk
   int64_t inputs_in_ram = 0;   // windows of a block boundary kept in memory beside the disk
 
@@ -78,6 +82,10 @@ struct PlanInputs {
   int devices = 1;            // that blocks are handed to
   int codec_threads = 2;
 
+  // Where the checkpoint lies: of interest, and no limit.
+  uint64_t input_bytes = 0, input_free_bytes = 0;
+  std::string input_place = {};  // "/models"
+
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
   uint64_t widened_bytes = 0;     // of a span's FP8 weights as bf16
@@ -108,8 +116,20 @@ struct PlanInputs {
 /// Blocks that travel together, so that the windows of every recipe begin and end with them.
 int blocks_per_span(const std::vector<Recipe>& recipes);
 
-/// The fastest settings that fit. Pure function. Throws BudgetError, with every item of what does
-/// not fit and what would, if not even the smallest do.
+bool fits(const RunPlan& plan);
+
+/// Not even the smallest settings fit: what they would take, item by item, and what would fit.
+class PlanRefused : public BudgetError {
+ public:
+  PlanRefused(const std::string& what, RunPlan smallest)
+      : BudgetError(what), smallest_(std::move(smallest)) {}
+  const RunPlan& smallest() const { return smallest_; }
+
+ private:
+  RunPlan smallest_;
+};
+
+/// The fastest settings that fit. Pure function. Throws PlanRefused.
 RunPlan plan_run(const PlanInputs& inputs);
 
 }  // namespace coppice

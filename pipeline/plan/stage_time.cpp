@@ -4,21 +4,26 @@ namespace coppice {
 
 StageWork work_of(const Stage& stage, const std::vector<HalfRange>& windows,
                   const SpanShape& shape) {
-  const auto cost_of = [&](HalfRange halves) {
+  const auto cost_of = [&](HalfRange halves, KeptActivations kept) {
     return stage.cost(
-        {shape.architecture, halves, shape.num_windows, shape.seqlen, shape.compute_bytes});
+        {shape.architecture, halves, shape.num_windows, shape.seqlen, shape.compute_bytes, kept});
+  };
+  // One half's products, with those that are made again where another half follows.
+  const auto products_of = [&](int half, int last) {
+    double flop = cost_of({half, half + 1}, KeptActivations::kAll).product_flop;
+    if (half + 1 < last) {
+      flop += cost_of({half, half + 2}, shape.kept_activations).product_flop -
+              cost_of({half, half + 2}, KeptActivations::kAll).product_flop;
+    }
+    return flop;
   };
   StageWork work;
   for (const HalfRange& window : windows) {
-    const Cost cost = cost_of(window);
-    work.cost += cost;
-    if (window.last - window.first == 1) {
-      if (half_of(window.first) == Half::kAttention) work.attention_products += cost.product_flop;
-      continue;
-    }
+    work.cost += cost_of(window, shape.kept_activations);
     for (int half = window.first; half < window.last; ++half) {
-      if (half_of(half) == Half::kMlp) continue;
-      work.attention_products += cost_of({half, half + 1}).product_flop;
+      if (half_of(half) == Half::kAttention) {
+        work.attention_products += products_of(half, window.last);
+      }
     }
   }
   return work;

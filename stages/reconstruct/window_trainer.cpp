@@ -10,6 +10,7 @@
 #include "stages/reconstruct.h"
 #include "stages/reconstruct/loss.h"
 #include "stages/reconstruct/schedule.h"
+#include "stages/reconstruct/window_pass.h"
 
 namespace coppice {
 WindowTrainer::WindowTrainer(SpanJob& span, HalfRange halves, Variant& variant,
@@ -147,24 +148,21 @@ at::Tensor WindowTrainer::run_epoch(const ReconstructOptions& options, int epoch
 }
 
 at::Tensor WindowTrainer::accumulate_gradients(std::span<const int> batch) {
+  WindowPass pass(span_, halves_, weights_.leaves());
   at::Tensor sum;
   double terms = 0;
   for (size_t first = 0; first < batch.size(); first += micro_batch_) {
     const auto part = batch.subspan(first, std::min(micro_batch_, batch.size() - first));
-    const at::Tensor output =
-        window_output(span_, halves_, weights_.leaves(), data_.inputs->read(part));
-    // No graph through the loss: its gradient takes the place of the output, which no node has
-    // kept.
-    at::Tensor gradient = output.detach();
+    at::Tensor gradient = pass.forward(data_.inputs->read(part));  // once it is overwritten
     const at::Tensor target = data_.targets->read(part).hidden;
     const at::Tensor error = loss_gradient_(options_.loss, gradient, target);
     sum = sum.defined() ? sum.add_(error) : error;
     if (part.size() == batch.size()) {
-      output.backward(gradient);
+      pass.backward(gradient);
       return sum;
     }
     const double of_part = loss_terms(options_.loss, gradient);
-    output.backward(gradient.mul_(of_part));  // of the part's sum: parts may differ in length
+    pass.backward(gradient.mul_(of_part));  // of the part's sum: parts may differ in length
     terms += of_part;
   }
   weights_.scale_gradients(1 / terms);

@@ -240,6 +240,44 @@ TEST_P(ReconstructInHalves, TrainsTheSameWhereMemoryDoesForHalfABatch) {
 INSTANTIATE_TEST_SUITE_P(Losses, ReconstructInHalves,
                          ::testing::Values(Loss::kMse, Loss::kCosine, Loss::kMseNormalized));
 
+struct ComputedAgain {
+  const char* name;
+  Architecture architecture = testing::tiny_llama();
+  size_t most_at_once = SIZE_MAX;
+  Propagation propagation = Propagation::kDense;
+};
+
+class ReconstructWithActivationsComputedAgain : public ::testing::TestWithParam<ComputedAgain> {};
+
+TEST_P(ReconstructWithActivationsComputedAgain, TrainsToTheSameBits) {
+  const ComputedAgain& which = GetParam();
+  const HalfRange all{0, 2 * int(which.architecture.num_blocks)};
+  ReconstructOptions options = options_with(1e-2);
+  options.batch_size = 4;
+  options.propagation = which.propagation;
+  TinySpan kept(which.architecture, kWindows, at::kFloat, at::kFloat);
+  TinySpan again(which.architecture, kWindows, at::kFloat, at::kFloat);
+  again.job.kept_activations = KeptActivations::kOfOneHalf;
+  for (TinySpan* span : {&kept, &again}) {
+    span->boundaries.most_at_once = which.most_at_once;
+    span->boundaries.propagated[0] = span->boundaries.held[0];
+  }
+  const WindowReport of_kept = run(kept, all, options), of_again = run(again, all, options);
+  EXPECT_EQ(of_again.validation_reconstructed, of_kept.validation_reconstructed);
+  EXPECT_EQ(of_again.micro_batch, of_kept.micro_batch);
+  EXPECT_EQ(of_again.kept, "adamw");
+  for (const auto& [name, tensor] : kept.variant().adapted) {
+    EXPECT_THAT(again.variant().adapted.at(name), IsIdenticalTo(tensor)) << name;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(
+    Windows, ReconstructWithActivationsComputedAgain,
+    ::testing::Values(ComputedAgain{"block"}, ComputedAgain{"two_blocks", testing::tiny_llama(2)},
+                      ComputedAgain{"experts", testing::tiny_moe()},
+                      ComputedAgain{"half_a_batch", testing::tiny_llama(2), 2},
+                      ComputedAgain{.name = "sparse", .propagation = Propagation::kSparse}),
+    [](const auto& which) { return std::string(which.param.name); });
+
 TEST(Reconstruct, MemoryThatDoesNotDoForHalfABatchEitherEndsTheRun) {
   ReconstructOptions options = options_with(1e-2);
   options.batch_size = 4;
@@ -531,6 +569,26 @@ TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
   EXPECT_EQ(2 * held(500, kWindows) - held(1000, kWindows),
             double(parameters) * (4 * 4 + 1) + largest);
   EXPECT_EQ(held(2, kWindows), held(2, 1000));
+}
+
+TEST(Reconstruct, ActivationsComputedAgainCostOneMoreForwardOfAllHalvesButTheLast) {
+  const Architecture architecture = testing::tiny_llama(2);
+  const Reconstruct stage(options_with(1e-2, 3));
+  SpanShape shape = shape_of(architecture, {0, 4}, kWindows);
+  const Cost all = stage.cost(shape);
+  shape.kept_activations = KeptActivations::kOfOneHalf;
+  const Cost of_one = stage.cost(shape);
+  const double trained = 3 * 6 * TinySpan::kSeqlen;
+  double again = 2 * 2 * TinySpan::kSeqlen * double(architecture.heads * architecture.head_dim) *
+                 trained;  // attention, of both blocks
+  for (const LinearSpec& linear : architecture.linears) {
+    again += (linear.half == Half::kAttention ? 2 : 1) * forward_flop(linear, trained);
+  }
+  EXPECT_DOUBLE_EQ(of_one.flop() - all.flop(), again);
+  EXPECT_LT(of_one.bytes_held, all.bytes_held);
+  shape.halves = kMlp;
+  EXPECT_EQ(stage.cost(shape).bytes_held,
+            stage.cost(shape_of(architecture, kMlp, kWindows)).bytes_held);
 }
 
 TEST(Reconstruct, CostOfNoWindowsIsNone) {

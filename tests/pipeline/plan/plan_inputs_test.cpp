@@ -92,7 +92,7 @@ TEST_F(PlanInputsTest, TheProbeFillsEveryRateAndLeavesNothingOnTheDisk) {
   PlanInputs in = inputs();
   in.seqlen = 32;
   fs::create_directories(dir_ / "scratch");
-  measure_rates(*model_, machine(), dir_ / "scratch", in);
+  measure_rates(*model_, machine(), dir_ / "scratch", plan_run(in), in);
   const Rates& rates = in.rates;
   EXPECT_TRUE(rates.known());
   for (const double rate :
@@ -108,7 +108,7 @@ TEST_F(PlanInputsTest, TheProbeFillsEveryRateAndLeavesNothingOnTheDisk) {
 TEST_F(PlanInputsTest, WithoutTheProbeNothingIsKnownOfTime) {
   recipe_.resources.probe = false;
   PlanInputs in = inputs();
-  measure_rates(*model_, machine(), dir_ / "scratch", in);
+  measure_rates(*model_, machine(), dir_ / "scratch", plan_run(in), in);
   EXPECT_FALSE(in.rates.known());
 }
 

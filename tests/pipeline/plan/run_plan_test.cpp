@@ -283,6 +283,29 @@ TEST_F(RunPlanTest, TargetsAreRecomputedWhereTheDiskIsSlowAndProductsAreCheap) {
   EXPECT_TRUE(plan_run(in).settings.recompute_targets);
 }
 
+TEST_F(RunPlanTest, ActivationsAreComputedAgainOnlyWhereAllOfThemDoNotFit) {
+  recipe_.reconstruct.window = {WindowKind::kBlock};
+  recipe_.reconstruct.batch_size = 16;
+  const PlanInputs in = inputs();
+  const uint64_t smallest = smallest_budget(in);
+  const RunPlan tight = with_ram(in, smallest);
+  EXPECT_EQ(tight.settings.kept_activations, KeptActivations::kOfOneHalf);
+  uint64_t budget = smallest;
+  while (with_ram(in, budget).settings.kept_activations == KeptActivations::kOfOneHalf) {
+    ASSERT_LT(budget += 16 * kMiB, 8 * smallest);
+  }
+  EXPECT_GT(budget, smallest + 256 * kMiB);  // what the attention half keeps of 8,192 tokens
+  PlanInputs timed = in;
+  timed.rates = rates();
+  EXPECT_GT(with_ram(timed, smallest).compute_seconds, with_ram(timed, budget).compute_seconds);
+  EXPECT_EQ(plan_run(in).settings.kept_activations, KeptActivations::kAll);
+}
+
+TEST_F(RunPlanTest, AHalfKeepsItsActivationsWhateverTheBudget) {
+  const PlanInputs in = inputs();
+  EXPECT_EQ(with_ram(in, smallest_budget(in)).settings.kept_activations, KeptActivations::kAll);
+}
+
 TEST_F(RunPlanTest, TargetsAreAsTheRecipeSays) {
   recipe_.resources.half_block_targets = "recomputed";
   EXPECT_TRUE(plan_run(inputs()).settings.recompute_targets);
