@@ -19,12 +19,13 @@ ForwardPass::ForwardPass(const SourceModel& model, const TokenWindows& tokens, M
                  model.architecture.dtype};
   cache.lengths = tokens.lengths;
   cache.compute = compute_;
+  cache.codec_threads = machine.codec_threads();
   user_.device = &machine.device();
   user_.on_read = std::move(on_read);
   boundaries_ =
       std::make_unique<CachedBoundaries>(std::move(cache), machine.engine(), machine.hdf5_thread(),
                                          machine.meters(), [](Boundary, const FileRecord&) {});
-  boundaries_->set_unwanted([](Boundary boundary) { return boundary.half % 2 == 1; });
+  boundaries_->set_unwanted([](Boundary boundary) { return boundary.is_inside_a_block(); });
   machine.device().executor().run([this] {
     rotary_ = make_rotary_table(model_.architecture.rope, model_.architecture.head_dim,
                                 tokens_.seqlen, compute_, machine_.device().where());

@@ -169,7 +169,7 @@ uint64_t OutputDirectory::total_bytes() const {
 std::map<std::string, at::Tensor> OutputDirectory::places(std::span<std::byte> memory, int block,
                                                           const Device& device) const {
   std::map<std::string, at::Tensor> places;
-  if (!device.where().is_cpu() || memory.empty()) return places;
+  if (!device.is_host() || memory.empty()) return places;
   const std::vector<TensorSpec> specs = block_specs(block);
   const std::vector<TensorSpec> dense = specs_of(model_.architecture, block);
   const ShardImage image(memory, specs);
@@ -272,6 +272,14 @@ void OutputDirectory::copy_side_files() const {
                                          cut_out_)
                          : text);
   }
+}
+
+uint64_t OutputDirectory::side_bytes() const {
+  uint64_t bytes = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
+    if (entry.is_regular_file() && is_side_file(entry.path())) bytes += entry.file_size();
+  }
+  return bytes;
 }
 
 void OutputDirectory::write_index() const {

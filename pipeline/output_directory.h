@@ -79,6 +79,9 @@ class OutputDirectory {
   /// that were.
   void copy_side_files() const;
 
+  /// Of what copy_side_files() copies.
+  uint64_t side_bytes() const;
+
   /// Last: from here on the directory loads.
   void write_index() const;
 

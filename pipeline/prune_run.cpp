@@ -108,7 +108,7 @@ PruneRun::PruneRun(const PruneRunOptions& options)
       masks_(open_masks(options.shared().prune)),
       machine_(
           options.shared().resources, [this](const std::string& line) { progress_.note(line); },
-          trace_.get(), devices_for(options)),
+          trace_.get(), devices_for(options), options.device_factory),
       planner_(model_, tokens_, blocks_per_span(recipes_of(options)), masks_.get()),
       space_({.patience = std::chrono::seconds(options.shared().resources.disk_wait_seconds),
               .note = [this](const std::string& line) { progress_.note(line); },
@@ -192,6 +192,8 @@ void PruneRun::copy_outer(const WorkLeft& left) {
     fs::create_directories(output.directory.path());
     space_.with_room(options_.output, plan_inputs_->outer_bytes / uint64_t(left.outer_copies),
                      [&] { file = output.directory.write_outer(); });
+    machine_.meters().reads.add_bytes(file.bytes);
+    machine_.meters().writes.add_bytes(file.bytes);
     space_.with_room(options_.work, 0, [&] { state_->record_outer(recipe, file); });
   }
 }
@@ -242,7 +244,7 @@ RunResult PruneRun::execute() {
   }
   const WorkLeft left = work_left();
   make_plan(left);
-  measure_rates(model_, machine_, options_.work, *plan_inputs_);
+  measure_rates(model_, machine_, options_.work, plan_, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
   limit_heap_to_plan();
   stream_start_ = Clock::now();
@@ -325,24 +327,36 @@ RunTotals PruneRun::totals(const PassContext& context) const {
 // Everything but the index first: the directory loads the moment it is complete.
 json PruneRun::finish(size_t recipe, const json& totals, const RunTotals& measured) {
   json report = run_report(report_head(recipe), state_->block_reports(recipe), totals);
-  report["plan"] = plan_against_run(plan_json(plan_, *plan_inputs_), measured);
+  report["plan"] = plan_against_run(plan_json(plan_, *plan_inputs_), machine_.meters(), measured);
   const RecipeOutput& output = outputs_[recipe];
   const fs::path& directory = output.directory.path();
   fs::create_directories(directory);
-  write_file(directory / "recipe.yaml", write_recipe(options_.recipes[recipe].recipe));
-  write_file(directory / "coppice_layers.csv", layers_csv(state_->block_reports(recipe)));
-  write_file(directory / "coppice_report.json", report.dump(2) + "\n");
-  if (!output.is_written) return report;
-  output.directory.copy_side_files();
-  const fs::path base_card = options_.model / "README.md";
-  write_file(directory / "README.md",
-             model_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
-  if (options_.recipes[recipe].recipe.prune.export_masks) output.directory.write_masks_index();
-  output.directory.write_index();
+  const std::string text = report.dump(2) + "\n";
+  if (output.is_written) {
+    space_.with_room(directory, output.directory.side_bytes(),
+                     [&] { output.directory.copy_side_files(); });
+  }
+  space_.with_room(directory, 0, [&] {
+    write_file(directory / "recipe.yaml", write_recipe(options_.recipes[recipe].recipe));
+    write_file(directory / "coppice_layers.csv", layers_csv(state_->block_reports(recipe)));
+    write_file(directory / "coppice_report.json", text);
+    if (!output.is_written) return;
+    const fs::path base_card = options_.model / "README.md";
+    write_file(directory / "README.md",
+               model_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
+    if (options_.recipes[recipe].recipe.prune.export_masks) output.directory.write_masks_index();
+    output.directory.write_index();
+  });
   return report;
 }
 
 json PruneRun::finish_all(const PassContext& context) {
+  if (const uint64_t peak = peak_rss_bytes();
+      plan_inputs_->is_ram_limit_given && peak > plan_.ram.limit) {
+    progress_.note(fmt::format("--ram-budget was exceeded: {} of {}; the plan counted {}",
+                               human_bytes(double(peak)), human_bytes(double(plan_.ram.limit)),
+                               human_bytes(double(plan_.ram.bytes()))));
+  }
   const RunTotals measured = totals(context);
   const json totals = totals_report(machine_.meters(), measured);
   json result;
@@ -355,11 +369,15 @@ json PruneRun::finish_all(const PassContext& context) {
   if (options_.sweep) {
     result = sweep_table(options_.sweep->keys, rows, state_->judged());
     result["totals"] = totals;
-    write_file(options_.output / "sweep.csv", sweep_csv(result));
-    write_file(options_.output / "sweep_report.json", result.dump(2) + "\n");
+    space_.with_room(options_.output, 0, [&] {
+      write_file(options_.output / "sweep.csv", sweep_csv(result));
+      write_file(options_.output / "sweep_report.json", result.dump(2) + "\n");
+    });
   }
-  write_file(options_.work / "coppice_report.json", result.dump(2) + "\n");
-  state_->record_finished();
+  space_.with_room(options_.work, 0, [&] {
+    write_file(options_.work / "coppice_report.json", result.dump(2) + "\n");
+    state_->record_finished();
+  });
   remove_scratch();
   return result;
 }
@@ -420,18 +438,31 @@ void check_sweep(const std::vector<NamedRecipe>& recipes) {
   }
 }
 
+namespace {
+
+/// A signal that comes while room is waited for ends a run as one between two blocks does.
+RunResult execute(const PruneRunOptions& options) {
+  try {
+    return PruneRun(options).execute();
+  } catch (const Interrupted&) {
+    return {RunOutcome::kInterrupted, {}};
+  }
+}
+
+}  // namespace
+
 RunResult prune_run(const PruneRunOptions& options) {
   const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
-  if (!trials) return PruneRun(options).execute();
+  if (!trials) return execute(options);
   PruneRun(options).require_possible();  // what comes behind hours of trials is refused before them
-  const RunResult measured = PruneRun(trials->options).execute();
+  const RunResult measured = execute(trials->options);
   const bool is_interrupted =
       measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();
   if (is_interrupted) return {RunOutcome::kInterrupted, {}};
   const PruneRunOptions closed = closed_by_trials(options, *trials);
   release_free_memory();  // each is held to its own plan
   forget_peak_rss();
-  return PruneRun(closed).execute();
+  return execute(closed);
 }
 
 }  // namespace coppice

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "configs/recipe.h"
+#include "pipeline/device/device.h"
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_model.h"
@@ -41,6 +42,7 @@ struct PruneRunOptions {
   std::vector<nlohmann::json> measured;  // by recipe, what trials before the run found, if any
   std::string command;                   // as typed, for the report
   std::string resume_command;
+  DeviceFactory device_factory = make_devices;
 
   /// Calibration and resources of all of them.
   const Recipe& shared() const { return recipes.front().recipe; }

@@ -6,7 +6,7 @@ namespace coppice {
 namespace {
 
 bool is_recomputed(Boundary boundary) {
-  return boundary.stream == Stream::kDense && boundary.half % 2 == 1;  // inside a block
+  return boundary.stream == Stream::kDense && boundary.is_inside_a_block();
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ ResidentBudget resident_budget(const SourceModel& model, const std::vector<PlanI
   budget.ram = {
       "RAM", {{"program, libraries, threads", process + kGrowthBytes}}, limit.bytes, limit.name};
   budget.ram.items.insert(budget.ram.items.end(), host.begin(), host.end());
-  std::vector<PlanItem>& place = device.where().is_cpu() ? budget.ram.items : budget.device.items;
+  std::vector<PlanItem>& place = device.is_host() ? budget.ram.items : budget.device.items;
   place.push_back({"the model as it is stored", stored_bytes(model)});
   place.insert(place.end(), work.begin(), work.end());
   budget.device.name = "device memory";

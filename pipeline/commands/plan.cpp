@@ -4,6 +4,7 @@
 
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/run_arguments.h"
+#include "pipeline/errors.h"  // BudgetError
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/run_checks.h"
@@ -38,6 +39,7 @@ std::string headline(const SourceModel& model, const PlanInputs& inputs, const M
 struct Planned {
   std::string text;
   nlohmann::json json;
+  std::exception_ptr refusal;  // null: it fits
 };
 
 Planned planned(const PruneRunOptions& options) {
@@ -62,10 +64,27 @@ Planned planned(const PruneRunOptions& options) {
   const fs::path scratch = options.work.empty() ? here : options.work;
   PlanInputs inputs = plan_inputs(model, job, spans, num_windows(options, model), machine, output,
                                   scratch, all_work(model.architecture, job));
-  RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
-  measure_rates(model, machine, scratch, inputs);
-  plan = plan_run(inputs);
-  return {headline(model, inputs, machine) + plan_text(plan, inputs), plan_json(plan, inputs)};
+  try {
+    RunPlan plan = plan_run(inputs);  // what does not fit is not worth measuring
+    measure_rates(model, machine, scratch, plan, inputs);
+    plan = plan_run(inputs);
+    return {headline(model, inputs, machine) + plan_text(plan, inputs), plan_json(plan, inputs),
+            nullptr};
+  } catch (const PlanRefused& refused) {
+    return {"", plan_json(refused.smallest(), inputs), std::current_exception()};
+  }
+}
+
+std::exception_ptr of_trials(const std::exception_ptr& refusal) {
+  try {
+    try {
+      std::rethrow_exception(refusal);
+    } catch (const BudgetError&) {
+      std::throw_with_nested(BudgetError("the trials of --allocation measured, before the run"));
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
 }
 
 }  // namespace
@@ -77,14 +96,19 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   if (const auto trials = unit_trials_run(given->options)) {
     const Planned before = planned(trials->options);
     run.json["trials"] = before.json;
+    if (before.refusal && !run.refusal) {
+      run.json["fits"] = false;
+      run.refusal = of_trials(before.refusal);
+    }
     run.text += fmt::format("\nBefore it, {} trials of half-blocks:\n\n{}",
                             trials->options.recipes.size(), before.text);
   }
   if (given->as_json) {
-    fmt::print("{}\n", run.json.dump(2));
-  } else {
+    fmt::print("{}\n", run.json.dump(2));  // of what does not fit, too
+  } else if (!run.refusal) {
     fmt::print("{}", run.text);
   }
+  if (run.refusal) std::rethrow_exception(run.refusal);
   return 0;
 }
 

@@ -113,7 +113,7 @@ json totals_report(const RunMeters& meters, const RunTotals& totals) {
             {"decoded_bytes", meters.decode.bytes()}}}};
 }
 
-json plan_against_run(const json& plan, const RunTotals& totals) {
+json plan_against_run(const json& plan, const RunMeters& meters, const RunTotals& totals) {
   const auto compare = [](const json& planned, double measured) {
     const double expected = planned.is_null() ? 0 : planned.get<double>();
     return json{{"planned", planned},
@@ -130,6 +130,8 @@ json plan_against_run(const json& plan, const RunTotals& totals) {
   return {{"plan", plan},
           {"ram", compare(plan.at("ram").at("bytes"), double(peak_rss_bytes()))},
           {"device", compare(plan.at("device").at("bytes"), double(totals.peak_device_bytes))},
+          {"bytes_read", compare(plan.at("bytes_read"), double(meters.reads.bytes()))},
+          {"bytes_written", compare(plan.at("bytes_written"), double(meters.writes.bytes()))},
           {"seconds", compare(plan.at("seconds"), totals.streamed_seconds)},
           {"stages", stages}};
 }

@@ -46,9 +46,11 @@ nlohmann::json waits_report(const SpanTimes& times, double waited_for_activation
 
 nlohmann::json totals_report(const RunMeters& meters, const RunTotals& totals);
 
-/// A plan (plan_json) beside what the run measured: `ram` and `seconds` {planned, measured, ratio},
-/// `stages` likewise by name. Ratios are measured / planned, null where nothing was planned.
-nlohmann::json plan_against_run(const nlohmann::json& plan, const RunTotals& totals);
+/// A plan (plan_json) beside what the run measured: `ram`, `device`, `bytes_read`, `bytes_written`
+/// and `seconds` {planned, measured, ratio}, `stages` likewise by name. Ratios are measured /
+/// planned, null where nothing was planned.
+nlohmann::json plan_against_run(const nlohmann::json& plan, const RunMeters& meters,
+                                const RunTotals& totals);
 
 /// `head` holds version, command, model, recipe, calibration, machine; blocks are added in order.
 nlohmann::json run_report(nlohmann::json head, const std::map<int, nlohmann::json>& blocks,

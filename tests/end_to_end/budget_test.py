@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import unittest
@@ -70,6 +71,24 @@ class Budgets(ProgramTest):
             kept += 1
         self.assertGreater(refused, 0)
         self.assertGreater(kept, 2)
+
+    def test_activations_computed_again_under_a_tight_budget_change_no_byte(self):
+        keys = {"window": "block", "nsamples": 9, "batch_size": 8}
+        self.coppice(*self.arguments("plenty", **keys))
+        plan = report(self.dir / "plenty")["plan"]["plan"]
+        self.assertEqual(plan["settings"]["activations"], "kept")
+        # The smallest budget that is not refused.
+        code, mib = 5, 200
+        while code == 5:
+            mib += 4
+            code, peak, errors = self.peak_of(
+                self.arguments("tight", ram_budget=f"{mib}MiB", probe="false", **keys)
+            )
+        self.assertEqual(code, 0, errors)
+        plan = report(self.dir / "tight")["plan"]["plan"]
+        self.assertEqual(plan["settings"]["activations"], "computed again")
+        self.assertLessEqual(peak, mib * MIB)
+        self.assertEqual(shards(self.dir / "tight"), shards(self.dir / "plenty"))
 
     def test_recomputed_targets_are_the_cached_ones(self):
         for targets in ("cached", "recomputed"):
@@ -151,12 +170,49 @@ class Plan(ProgramTest):
         run = report(self.dir / "out")["plan"]["plan"]
         for key in ("bytes_read", "bytes_written", "settings"):
             self.assertEqual(run[key], planned[key])
+        for key in ("bytes_read", "bytes_written"):
+            beside = report(self.dir / "out")["plan"][key]
+            self.assertEqual(beside["planned"], planned[key])
+            self.assertGreater(beside["measured"], 0)
+
+    def test_what_does_not_fit_is_told_as_json_too(self):
+        done = self.coppice(
+            *("plan", "--model", self.model(), "--seqlen", 32, "--ram-budget", "100MiB", "--json"),
+            expect=5,
+        )
+        plan = json.loads(done.stdout)
+        self.assertFalse(plan["fits"])
+        self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
+        self.assertIn("given by --ram-budget", done.stderr)
+
+    def test_a_disk_too_small_names_the_windows_that_fit(self):
+        arguments = ("--model", self.model(), "--seqlen", 64, "--probe", "false")
+        done = self.coppice(
+            *("plan", *arguments, "--nsamples", 4096, "--disk-budget", "40MiB"), expect=5
+        )
+        [windows] = re.findall(r"--nsamples (\d+) would fit", done.stderr)
+        self.plan(*arguments, "--nsamples", windows, "--disk-budget", "40MiB")
+
+    def test_a_budget_for_memory_that_there_is_not_is_told(self):
+        arguments = ("plan", "--model", self.model(), "--seqlen", 32, "--device", "cpu")
+        arguments += ("--probe", "false")
+        done = self.coppice(*arguments, "--vram-budget", "1GiB")
+        self.assertIn("no effect", done.stderr)
+
+    def test_tells_where_the_input_lies(self):
+        model = self.model()
+        plan = self.plan("--model", model, "--seqlen", 32, "--probe", "false")
+        shards_bytes = sum(shard.stat().st_size for shard in model.glob("*.safetensors"))
+        self.assertGreater(shards_bytes, plan["input"]["bytes"])  # headers
+        self.assertGreater(plan["input"]["bytes"], 0.5 * shards_bytes)
+        self.assertGreater(plan["input"]["free_bytes"], 0)
+        self.assertTrue(plan["fits"])
 
     def test_text_names_resources_and_bounds(self):
         text = self.coppice(
             "plan", "--model", self.model(), "--nsamples", 8, "--seqlen", 32
         ).stdout
-        for words in ("RAM", "disk for the output", "bytes read", "bound by", "in all"):
+        for words in ("disk of the input", "RAM", "disk for the output", "bytes read", "bound by", "in all"):
             self.assertIn(words, text)
 
 

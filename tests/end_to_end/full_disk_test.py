@@ -29,13 +29,16 @@ class FullDisk(ProgramTest):
             self.model(), self.tokens(64 * 32), output, **keys
         )
 
-    def run_while_it_fills(self, arguments, then):
-        """Runs in the namespace; once the run's journal is there the disk is filled, then `then`."""
+    def run_while_it_fills(self, arguments, then, output="out", filler="100m"):
+        """Runs in the namespace; once the first shard is there, with the plan behind it, the disk
+
+        is filled, then `then`. What lies on it in the end is copied to `kept`.
+        """
         script = (
             f"mkdir small && {SMALL_DISK} && ({PROGRAM} $* 2>messages; echo $? >code) & "
-            "while [ ! -s small/scratch/journal.bin ]; do sleep 0.01; done; "
-            "head -c 100m /dev/zero >small/filler 2>/dev/null; "
-            f"{then} wait; cp -r small/scratch kept 2>/dev/null"
+            f"while ! ls {output}/*.safetensors >/dev/null 2>&1; do sleep 0.01; done; "
+            f"head -c {filler} /dev/zero >small/filler 2>/dev/null; "
+            f"{then} wait; rm -f small/filler; cp -r small kept"
         )
         subprocess.run(
             [*NAMESPACE, "sh", "-c", script, "sh", *map(str, arguments)],
@@ -57,6 +60,32 @@ class FullDisk(ProgramTest):
         self.assertIn("there is room again", messages)
         self.assertEqual(shards(self.dir / "out"), shards(self.dir / "plenty"))
 
+    def test_an_output_without_room_is_waited_for(self):
+        self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
+        code, messages = self.run_while_it_fills(
+            self.arguments("small/out", work_dir="work"),
+            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+            output="small/out",
+        )
+        self.assertEqual(code, 0, messages)
+        self.assertIn("small/out", messages)
+        self.assertEqual(shards(self.dir / "kept/out"), shards(self.dir / "plenty"))
+
+    def test_files_beside_the_shards_without_room_are_waited_for(self):
+        (self.model() / "tokenizer.model").write_bytes(bytes(24 << 20))
+        self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
+        code, messages = self.run_while_it_fills(  # room for every shard, and no more
+            self.arguments("small/out", work_dir="work"),
+            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+            output="small/out",
+            filler="30m",
+        )
+        self.assertEqual(code, 0, messages)
+        self.assertIn("there is room again", messages)
+        for name in ("tokenizer.model", "model.safetensors.index.json"):
+            written = (self.dir / "kept/out" / name).read_bytes()
+            self.assertEqual(written, (self.dir / "plenty" / name).read_bytes())
+
     def test_patience_ends_with_a_run_that_can_be_continued(self):
         self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
         begin = time.monotonic()
@@ -66,7 +95,7 @@ class FullDisk(ProgramTest):
         self.assertEqual(code, 3, messages)
         self.assertLess(time.monotonic() - begin, 200)
         self.assertIn("--resume", messages)
-        self.coppice(*self.arguments("out", work_dir="kept", resume=True))
+        self.coppice(*self.arguments("out", work_dir="kept/scratch", resume=True))
         self.assertEqual(shards(self.dir / "out"), shards(self.dir / "plenty"))
 
 

@@ -1,9 +1,10 @@
 """A killed run continues, and writes the bytes an undisturbed one would have written."""
 
 import subprocess
+import sys
 import unittest
 
-from support import PROGRAM, ProgramTest, shards
+from support import PROGRAM, SOURCE, ProgramTest, shards
 
 
 class Resume(ProgramTest):
@@ -107,6 +108,19 @@ class Resume(ProgramTest):
             *self.arguments("out", resume=True, io_engine="pread", prefetch_blocks=3)
         )
         self.assertEqual(shards(self.dir / "out"), shards(self.dir / "undisturbed"))
+
+    def test_hidden_states_that_nobody_will_read_are_gone_while_it_runs(self):
+        model = self.dir / "deep"
+        make = [sys.executable, SOURCE / "scripts" / "make_synthetic.py", model]
+        subprocess.run([*make, "--blocks", "16", "--tokens", "512"], check=True, capture_output=True)
+        left = []
+        for lines in range(4, 16, 3):
+            arguments = self.run_arguments(model, model / "tokens.h5", f"out{lines}")
+            if self.kill_after(arguments, lines, 0):
+                left.append(len(list((self.dir / f"out{lines}.work").glob("*.h5"))))
+        self.assertGreater(len(left), 1, "nothing was killed before its end")
+        self.assertGreater(max(left), 0)
+        self.assertLessEqual(max(left), 6)  # of 17 between blocks and 16 inside
 
     def test_lost_shard_is_made_again(self):
         self.coppice(*self.arguments("undisturbed"))
