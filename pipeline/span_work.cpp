@@ -119,6 +119,7 @@ void start_job(GraphSpan& span, const SourceModel& model, const Device& device,
                   .rotary = rotary,
                   .boundaries = work.recomputed ? *work.recomputed : boundaries,
                   .statistics = {},
+                  .similarities = {},
                   .variants = std::move(variants)});
   if (work.recomputed) work.recomputed->set_job(*work.job);
 }

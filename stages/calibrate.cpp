@@ -25,7 +25,7 @@ struct HalfAtWork {
   BlockWeights weights;
   std::unique_ptr<ActivationSink> sink;  // of its output; null where nobody asks for it
   InputObserver observe, observe_held_out;
-  std::string output_name;
+  StorableCheck check;  // of its output
 };
 
 at::Tensor& zeros_unless_there(at::Tensor& sums, at::IntArrayRef sizes, const at::Tensor& x,
@@ -67,12 +67,16 @@ std::string output_name(const Architecture& architecture, int half) {
 }
 
 HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& options) {
-  HalfAtWork work;
-  work.number = half;
-  work.weights =
-      options.convert == Calibrate::Convert::kAhead
-          ? converted(span.architecture, span.dense_at(half), half_of(half), span.compute)
-          : span.dense_at(half);
+  HalfAtWork work{
+      .number = half,
+      .weights =
+          options.convert == Calibrate::Convert::kAhead
+              ? converted(span.architecture, span.dense_at(half), half_of(half), span.compute)
+              : span.dense_at(half),
+      .sink = nullptr,
+      .observe = nullptr,
+      .observe_held_out = nullptr,
+      .check = StorableCheck(output_name(span.architecture, half), span.architecture.dtype)};
   if (options.stream == Stream::kDense) {
     work.sink = span.boundaries.sink({Stream::kDense, half + 1});
   }
@@ -81,7 +85,6 @@ HalfAtWork put_to_work(SpanJob& span, int half, const Calibrate::Options& option
     work.observe_held_out =
         accumulate(span, half / 2, Calibrate::Statistics::kSquares, options.wants_sums);
   }
-  work.output_name = output_name(span.architecture, half);
   return work;
 }
 
@@ -186,11 +189,13 @@ void Calibrate::run(WindowJob& job) const {
   for (const int window : order) {
     const bool is_held_out = window >= num_gram_windows(inputs->num_windows());
     MicroBatch x = inputs->read({&window, 1});
-    for (const HalfAtWork& half : halves) {
+    for (HalfAtWork& half : halves) {
       const at::Tensor entering = options_.wants_similarities ? x.hidden : at::Tensor();
       x.hidden = forward_half(half.number, span.architecture, half.weights, span.rotary, x,
                               is_held_out ? half.observe_held_out : half.observe);
-      require_storable(half.output_name, x.hidden, span.architecture.dtype);
+      half.check.add(x.hidden);
+      // Before the last window is handed on: a boundary that lacks one does not count as durable.
+      if (window == order.back()) half.check.require();
       if (half.sink) half.sink->write(window, x.hidden);
       // Blocks that travel together see what they would see alone.
       if (half_of(half.number) == Half::kMlp) x.hidden = as_stored(span, x.hidden);

@@ -1,9 +1,12 @@
 #include "stages/finite.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/sum.h>
 
 #include <cmath>
+#include <utility>
 
 #include "stages/errors.h"
 
@@ -20,6 +23,24 @@ void require_finite(const std::string& name, const at::Tensor& tensor) {
 void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype) {
   require_finite(name, tensor);
   if (dtype == "F16") require_finite(name + " in float16", tensor.to(at::kHalf));
+}
+
+StorableCheck::StorableCheck(std::string name, const std::string& dtype)
+    : name_(std::move(name)), is_float16_(dtype == "F16") {}
+
+void StorableCheck::add(const at::Tensor& tensor) {
+  const at::Tensor stored = is_float16_ ? tensor.to(at::kHalf) : tensor;
+  const at::Tensor count = at::count_nonzero(stored - stored);  // NaN where one is not finite
+  num_not_finite_ = num_not_finite_.defined() ? num_not_finite_.add_(count) : count;
+  num_elements_ += tensor.numel();
+}
+
+void StorableCheck::require() {
+  if (!num_not_finite_.defined()) return;
+  const auto num_not_finite = std::exchange(num_not_finite_, {}).item<int64_t>();
+  const int64_t num_elements = std::exchange(num_elements_, 0);
+  if (num_not_finite == 0) return;
+  throw NumericalError(is_float16_ ? name_ + " in float16" : name_, num_not_finite, num_elements);
 }
 
 double share_of_zeros(const at::Tensor& tensor) {

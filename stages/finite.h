@@ -15,6 +15,23 @@ void require_finite(const std::string& name, const at::Tensor& tensor);
 /// at 65504.
 void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype);
 
+/// What require_storable() asks, of many tensors at once: whoever asks a GPU waits for all it was
+/// given to do. On the device of the tensors; one thread.
+class StorableCheck {
+ public:
+  /// name, dtype  of the boundary that they are windows of
+  StorableCheck(std::string name, const std::string& dtype);
+  void add(const at::Tensor& tensor);
+  /// Throws NumericalError if an element of those added since the last call is not storable.
+  void require();
+
+ private:
+  std::string name_;
+  bool is_float16_;
+  at::Tensor num_not_finite_;  // int64, a number
+  int64_t num_elements_ = 0;
+};
+
 /// Zeros among the elements, 0 to 1; 0 of an empty tensor.
 double share_of_zeros(const at::Tensor& tensor);
 

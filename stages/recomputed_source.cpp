@@ -5,19 +5,27 @@
 
 #include <utility>
 
-#include "stages/finite.h"
 #include "stages/model/block_forward.h"
 
 namespace coppice {
 
 RecomputedSource::RecomputedSource(const SpanJob& span, HalfRange halves,
                                    std::unique_ptr<ActivationSource> inputs)
-    : span_(span), halves_(halves), inputs_(std::move(inputs)) {
+    : span_(span),
+      halves_(halves),
+      inputs_(std::move(inputs)),
+      check_("targets made again, " + to_string(Boundary{Stream::kDense, halves.last}),
+             span.architecture.dtype) {
   const at::NoGradGuard no_graph;
   for (int half = halves_.first; half < halves_.last; ++half) {
     weights_.push_back(
         converted(span_.architecture, span_.dense_at(half), half_of(half), span_.compute));
   }
+}
+
+void RecomputedSource::announce(std::span<const int> order) {
+  check_.require();
+  inputs_->announce(order);
 }
 
 // One window at a time, as in the dense forward: rows per product change bits.
@@ -32,8 +40,7 @@ MicroBatch RecomputedSource::read(std::span<const int> windows) {
       x.hidden = forward_half(half, span_.architecture,
                               weights_[static_cast<size_t>(half - halves_.first)], span_.rotary, x);
     }
-    require_storable("targets made again, " + to_string(Boundary{Stream::kDense, halves_.last}),
-                     x.hidden, span_.architecture.dtype);
+    check_.add(x.hidden);
     outputs.push_back(x.hidden.to(stored).to(span_.compute));
     batch.lengths.insert(batch.lengths.end(), x.lengths.begin(), x.lengths.end());
   }

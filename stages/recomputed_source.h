@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "stages/activations.h"
+#include "stages/finite.h"  // StorableCheck
 #include "stages/span_job.h"
 
 namespace coppice {
@@ -16,13 +17,15 @@ class RecomputedSource final : public ActivationSource {
  public:
   RecomputedSource(const SpanJob& span, HalfRange halves, std::unique_ptr<ActivationSource> inputs);
   int num_windows() const override { return inputs_->num_windows(); }
-  void announce(std::span<const int> order) override { inputs_->announce(order); }
+  /// Throws NumericalError if what was read since the last announcement is not finite.
+  void announce(std::span<const int> order) override;
   MicroBatch read(std::span<const int> windows) override;
 
  private:
   const SpanJob& span_;
   HalfRange halves_;
   std::unique_ptr<ActivationSource> inputs_;
+  StorableCheck check_;
   std::vector<BlockWeights> weights_;  // of each half, in the compute dtype
 };
 

@@ -143,7 +143,8 @@ std::vector<MatrixTrainer::Judgement> MatrixTrainer::evaluate(
   for (size_t i = 0; i < matrices_.size(); ++i) {
     candidates.push_back(used(matrices_[i], values[i]));
   }
-  std::vector<double> sums(matrices_.size()), terms(matrices_.size());
+  std::vector<at::Tensor> sums(matrices_.size());  // read once: asking a GPU stalls it
+  std::vector<double> terms(matrices_.size());
   const auto batch_size = static_cast<size_t>(options_.batch_size);
   for (size_t first = 0; first < windows.size(); first += batch_size) {
     const auto captured =
@@ -154,13 +155,15 @@ std::vector<MatrixTrainer::Judgement> MatrixTrainer::evaluate(
       if (in.x.size(0) == 0) continue;  // an expert that the batch passed by
       const at::Tensor target = at::linear(in.dense, matrix.target.weight, matrix.target.bias);
       const at::Tensor output = at::linear(in.x, candidates[i].weight, candidates[i].bias);
-      sums[i] += loss_sum(options_.loss, output, target).item<double>();
+      const at::Tensor sum = loss_sum(options_.loss, output, target);
+      sums[i] = sums[i].defined() ? sums[i].add_(sum) : sum;
       terms[i] += loss_terms(options_.loss, output);
     }
   }
   std::vector<Judgement> judgements;
   for (size_t i = 0; i < sums.size(); ++i) {
-    judgements.push_back({terms[i] > 0 ? sums[i] / terms[i] : 0, terms[i] > 0});
+    const bool is_seen = sums[i].defined();
+    judgements.push_back({is_seen ? sums[i].item<double>() / terms[i] : 0, is_seen});
   }
   return judgements;
 }

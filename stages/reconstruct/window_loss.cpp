@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "stages/model/block_forward.h"
@@ -39,16 +40,17 @@ double mean_loss(const SpanJob& span, HalfRange halves, const WindowBlocks& weig
                  const ReconstructOptions& options) {
   const at::NoGradGuard no_graph;
   data.announce(windows);
-  double sum = 0;
+  at::Tensor sum;  // read once: asking a GPU for every batch would stall it
   double terms = 0;
   const size_t step = static_cast<size_t>(options.batch_size);
   for (size_t first = 0; first < windows.size(); first += step) {
     const auto batch = windows.subspan(first, std::min(step, windows.size() - first));
     const at::Tensor output = window_output(span, halves, weights, data.inputs->read(batch));
-    sum += loss_sum(options.loss, output, data.targets->read(batch).hidden).item<double>();
+    const at::Tensor more = loss_sum(options.loss, output, data.targets->read(batch).hidden);
+    sum = sum.defined() ? sum.add_(more) : more;
     terms += loss_terms(options.loss, output);
   }
-  return sum / terms;
+  return sum.defined() ? sum.item<double>() / terms : NAN;
 }
 
 }  // namespace coppice
