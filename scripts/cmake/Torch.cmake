@@ -14,8 +14,9 @@ if(COPPICE_CUDA STREQUAL "AUTO" OR COPPICE_CUDA)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER AND EXISTS ${torch_dir}/lib/libtorch_cuda.so)
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)  # and newer ones by the driver's compiler
     endif()
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # torch's: a second one would not see its devices' state
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
     set(COPPICE_WITH_CUDA ON)

@@ -2,13 +2,13 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <algorithm>
 
 #include "stages/model/block_forward.h"
 #include "stages/model/norm.h"
 #include "stages/model/residual.h"
+#include "stages/ops/grouped_attention.h"
 
 namespace coppice {
 namespace {
@@ -36,17 +36,9 @@ at::Tensor as_heads(const at::Tensor& x, int64_t length, int64_t head_dim) {
   return x.view({x.size(0) / length, length, x.size(1) / head_dim, head_dim}).transpose(1, 2);
 }
 
-at::Tensor attend_all(const Heads& heads, bool is_causal) {
-  const bool is_grouped = heads.q.size(1) != heads.k.size(1);
-  return at::scaled_dot_product_attention(heads.q, heads.k, heads.v, /*attn_mask=*/{},
-                                          /*dropout_p=*/0.0, is_causal, /*scale=*/std::nullopt,
-                                          /*enable_gqa=*/is_grouped);
-}
-
 /// Each token sees itself and the window − 1 before it. Source: the mask of transformers'
 /// masking_utils, sliding_window_causal_mask_function.
 at::Tensor attend_window(const Heads& heads, int64_t window) {
-  const bool is_grouped = heads.q.size(1) != heads.k.size(1);
   const int64_t length = heads.q.size(2);
   const at::TensorOptions index = heads.q.options().dtype(at::kLong);
   std::vector<at::Tensor> outputs;
@@ -55,11 +47,10 @@ at::Tensor attend_window(const Heads& heads, int64_t window) {
     const int64_t seen = std::max<int64_t>(0, first - window + 1);  // [seen, last) by any of them
     const at::Tensor distance = at::arange(first, last, index).unsqueeze(1) -
                                 at::arange(seen, last, index);  // [last − first, last − seen]
-    outputs.push_back(at::scaled_dot_product_attention(
+    outputs.push_back(grouped_attention(
         heads.q.narrow(2, first, last - first), heads.k.narrow(2, seen, last - seen),
         heads.v.narrow(2, seen, last - seen), distance.ge(0).logical_and_(distance.lt(window)),
-        /*dropout_p=*/0.0, /*is_causal=*/false, /*scale=*/std::nullopt,
-        /*enable_gqa=*/is_grouped));
+        Causal::kNo));
   }
   return outputs.size() == 1 ? outputs.front() : at::cat(outputs, 2);
 }
@@ -71,9 +62,9 @@ at::Tensor attend(const Attention& attention, Heads heads) {
     heads.k = rotate(heads.k, attention.rotary);
   }
   const bool is_windowed = attention.window > 0 && attention.window < heads.q.size(2);
-  const at::Tensor mixed = is_windowed
-                               ? attend_window(heads, attention.window)
-                               : attend_all(heads, attention.mask == AttentionMask::kCausal);
+  const Causal causal = attention.mask == AttentionMask::kCausal ? Causal::kYes : Causal::kNo;
+  const at::Tensor mixed = is_windowed ? attend_window(heads, attention.window)
+                                       : grouped_attention(heads.q, heads.k, heads.v, {}, causal);
   const int64_t tokens = mixed.size(0) * mixed.size(2);
   return mixed.transpose(1, 2).reshape({tokens, mixed.size(1) * mixed.size(3)});
 }

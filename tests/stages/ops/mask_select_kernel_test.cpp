@@ -44,9 +44,36 @@ Selected select_rows(const at::Tensor& scores, int64_t rows, int64_t count, cons
                            static_cast<unsigned>(count),
                            selected.keep.mutable_data_ptr<bool>(),
                            &selected.num_not_finite};
-  run_kernel<gpu::MaskRowsShared>(launch, [&](const HostTeam& team, gpu::MaskRowsShared& shared) {
+  run_kernel<gpu::MaskShared>(launch, [&](const HostTeam& team, gpu::MaskShared& shared) {
     gpu::mask_rows(team, shared, task);
   });
+  return selected;
+}
+
+Selected select_in_matrix(const at::Tensor& scores, int64_t count, const Launch& launch) {
+  Selected selected{at::empty(scores.sizes(), at::kBool)};
+  std::vector<unsigned> histograms(size_t(gpu::kDigits * gpu::kDigitValues)),
+      ties(size_t(launch.num_teams));
+  const gpu::MaskMatrix task{scores.const_data_ptr<float>(),
+                             scores.numel(),
+                             static_cast<unsigned>(count),
+                             selected.keep.mutable_data_ptr<bool>(),
+                             &selected.num_not_finite,
+                             histograms.data(),
+                             ties.data()};
+  const auto run = [&](auto kernel) {
+    run_kernel<gpu::MaskShared>(
+        launch, [&](const HostTeam& team, gpu::MaskShared& shared) { kernel(team, shared); });
+  };
+  for (int digit = 0; digit < gpu::kDigits; ++digit) {
+    run([&](const HostTeam& team, gpu::MaskShared& shared) {
+      gpu::count_digit_of_matrix(team, shared, task, digit);
+    });
+  }
+  run([&](const HostTeam& team, gpu::MaskShared& shared) {
+    gpu::count_ties_of_matrix(team, shared, task);
+  });
+  run([&](const HostTeam& team, gpu::MaskShared& shared) { gpu::mask_matrix(team, shared, task); });
   return selected;
 }
 
@@ -96,13 +123,16 @@ TEST_P(MaskSelectKernel, RowsHaveTheBitsOfTheCpu) {
   }
 }
 
-// A matrix is one row as long as it.
 TEST_P(MaskSelectKernel, MatrixHasTheBitsOfTheCpu) {
-  for (const at::Tensor& scores : score_kinds({13, 131})) {
-    for (const double sparsity : kSparsities) {
-      const Selected selected =
-          select_rows(scores, 1, num_pruned(sparsity, scores.numel()), GetParam());
-      EXPECT_THAT(selected.keep, IsIdenticalTo(keep_mask_by_matrix(scores, sparsity))) << sparsity;
+  for (const auto& shape : {std::vector<int64_t>{13, 131}, {1, 2}}) {
+    for (const at::Tensor& scores : score_kinds(shape)) {
+      for (const double sparsity : kSparsities) {
+        const Selected selected =
+            select_in_matrix(scores, num_pruned(sparsity, scores.numel()), GetParam());
+        EXPECT_THAT(selected.keep, IsIdenticalTo(keep_mask_by_matrix(scores, sparsity)))
+            << sparsity;
+        EXPECT_EQ(selected.num_not_finite, 0u);
+      }
     }
   }
 }
@@ -129,7 +159,7 @@ TEST_P(MaskSelectKernel, EveryScoreThatIsNotFiniteIsCountedOnce) {
     scores[5][0] = -bad;
     EXPECT_EQ(select_rows(scores, 6, 20, GetParam()).num_not_finite, 3u);
     EXPECT_EQ(select_rows(scores, 6, 0, GetParam()).num_not_finite, 3u);
-    EXPECT_EQ(select_rows(scores, 1, 120, GetParam()).num_not_finite, 3u);
+    EXPECT_EQ(select_in_matrix(scores, 120, GetParam()).num_not_finite, 3u);
     EXPECT_EQ(select_groups(scores, 2, 4, GetParam()).num_not_finite, 3u);
   }
 }
