@@ -1,10 +1,8 @@
 """Measures coppice on one GPU with checkpoints of published shapes; see bench_gpu.sh."""
 
 import argparse
-import fnmatch
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -12,11 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 
+from bench_gpu_programs import command_of, find_program, gpu_tests
+from bench_gpu_sizes import TINY, Sizes
 from bench_gpu_support import (
     REFUSED,
     Deadline,
@@ -31,77 +30,8 @@ from bench_gpu_support import (
 from measuring_steps import machine
 
 SCRIPTS = Path(__file__).resolve().parent
-ROOT = SCRIPTS.parent
 GIB = 1 << 30
 QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is: of the real bench, or of --tiny."""
-
-    model: tuple[str, ...] = ("--like", "qwen2.5-72b", "--vocab", "1024")
-    whole_model: tuple[str, ...] = ("--like", "qwen2.5-72b")
-    second_model: tuple[str, ...] = ("--like", "llama-3.1-8b", "--vocab", "1024", "--blocks", "4")
-    hidden: int = 8192
-    ffn: int = 29568
-    cube: int = 8192
-    windows: int = 128
-    seqlen: int = 2048
-    many_windows: tuple[int, ...] = (1024, 512, 256)
-    product_seconds: float = 1.0
-    second_windows: int = 32
-    second_seqlen: int = 512
-    vram_budget: str | None = "24GiB"
-    # Seconds that a step is thought to take where nothing like it was measured yet.
-    models_seconds: float = 40
-    run_seconds: float = 60
-    reference_seconds: float = 40
-    second_seconds: float = 60
-    plan_seconds: float = 30
-
-
-SMALL = ("--hidden", "128", "--ffn", "352", "--heads", "4", "--kv-heads", "2", "--head-dim", "32")
-TINY = Sizes(
-    model=("--like", "qwen2.5-72b", "--vocab", "512", *SMALL),
-    whole_model=("--like", "qwen2.5-72b", "--vocab", "2048", *SMALL),
-    second_model=("--like", "llama-3.1-8b", "--vocab", "512", "--blocks", "4", *SMALL),
-    hidden=128,
-    ffn=352,
-    cube=256,
-    windows=16,
-    seqlen=64,
-    many_windows=(64, 32),
-    product_seconds=0.05,
-    second_windows=64,
-    second_seqlen=64,
-    vram_budget=None,
-    models_seconds=1,
-    run_seconds=1,
-    reference_seconds=1,
-    second_seconds=1,
-    plan_seconds=1,
-)
-
-
-def find_program() -> Path:
-    """In a package its launcher, in the source tree what the release build made."""
-    for program in (ROOT / "coppice.sh", ROOT / "build/release/bin/coppice"):
-        if program.exists():
-            return program
-    raise SystemExit(f"bench_gpu: no coppice.sh and no build/release/bin/coppice in {ROOT}")
-
-
-def gpu_tests() -> list[list[Path]]:
-    """The commands of the test programs of gpu_tests.txt that are there."""
-    is_package = (ROOT / "coppice.sh").exists()
-    folder = ROOT / "tests" if is_package else ROOT / "build/release/tests"
-    lines = (SCRIPTS / "gpu_tests.txt").read_text().splitlines()
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    names = sorted(path.name for path in folder.glob("*_test"))
-    wanted = [n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]
-    launcher = [ROOT / "coppice.sh", "--exec"] if is_package else []
-    return [[*launcher, folder / name] for name in wanted]
 
 
 def weights_hash(folder: Path) -> str:
@@ -186,7 +116,8 @@ class Bench:
         dataset = model / "tokens.h5"
         return [
             *("--model", model, "--dataset", dataset, "--device", self.args.device),
-            *("--nsamples", windows, "--seqlen", seqlen, "--lr", "1e-4", *flags),
+            *("--nsamples", windows, "--seqlen", seqlen, "--lr", "1e-4"),
+            *("--ram-budget", self.sizes.ram_budget, *flags),
         ]
 
     def refusal(self, arguments: list[object]) -> str | None:
@@ -297,6 +228,22 @@ class Bench:
             shape = " x ".join(map(str, rate["shape"]))
             rows.append((f"{name}, {shape}, bf16", tera(rate["flop_per_second"])))
         return Result(rows, {"products": rates})
+
+    def kernels(self) -> Result:
+        """Ours beside the same made of ATen's operations."""
+        self.deadline.demand(self.sizes.kernels_seconds)
+        shape = (str(2 * self.sizes.seqlen), str(self.sizes.hidden))
+        done = self.processes.run([*command_of("bin/ops_bench"), self.args.device, *shape])
+        if done.code != 0:
+            raise StepError(f"ops_bench ended with code {done.code}: {done.says()}")
+        results = json.loads(done.output)
+        rows = []
+        for result in results:
+            text = f"{1e3 * result['seconds']:.3g} ms, {result['bytes'] / result['seconds'] / 1e9:.3g} GB/s"
+            if aten := result.get("aten_seconds"):
+                text += f"; of ATen {1e3 * aten:.3g} ms: {aten / result['seconds']:.2f} times"
+            rows.append((f"{result['op']}, {' x '.join(shape)}", text))
+        return Result(rows, {"kernels": results})
 
     def models(self) -> Result:
         self.deadline.demand(self.sizes.models_seconds)
@@ -465,6 +412,7 @@ class Bench:
             "gpu": self.gpu,
             "tests": self.tests,
             "products": self.products,
+            "kernels": self.kernels,
             "models": self.models,
             "half-blocks, 2 blocks": lambda: self.half_blocks(2),
             "half-blocks, 4 blocks": lambda: self.half_blocks(4),

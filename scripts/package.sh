@@ -6,8 +6,8 @@
 #   --build DIR    a finished build         (default: build/release; scripts/build.sh release makes it)
 #   --max-mib N    what OUT may weigh       (default: 64)
 #
-# Inside: coppice/coppice.sh, which runs the program; bin/coppice and the test programs of
-# scripts/gpu_tests.txt, stripped; of the libraries they need those that come neither with torch nor
+# Inside: coppice/coppice.sh, which runs the program; bin/coppice, bin/ops_bench and the test
+# programs of scripts/gpu_tests.txt, stripped; of the libraries they need those that come neither with torch nor
 # with glibc; recipes; scripts/bench_gpu.sh and what it needs. On the other machine:
 #
 #   tar -xf OUT.tar.xz && coppice/scripts/bench_gpu.sh
@@ -46,7 +46,9 @@ package=$scratch/coppice
 mkdir -p "$package"/{bin,tests,lib/libstdcxx,scripts,configs}
 
 # Programs, stripped, without the build's folders of libraries.
-strip -o "$package/bin/coppice" "$build/bin/coppice"
+for program in coppice ops_bench; do
+  strip -o "$package/bin/$program" "$build/bin/$program"
+done
 grep -v '^#' scripts/gpu_tests.txt | while read -r pattern; do
   for test in "$build"/tests/$pattern; do
     [[ -x $test ]] && strip -o "$package/tests/${test##*/}" "$test"
@@ -64,6 +66,7 @@ torch=$("$python" -c "import importlib.util as u; print(u.find_spec('torch').sub
 find "$torch/lib" "$torch"/../nvidia/*/lib -name '*.so*' -printf '%f\n' 2>/dev/null | sort -u >"$scratch/torch"
 {
   ldd "$build/bin/coppice"
+  ldd "$build/bin/ops_bench"
   for program in "$package"/tests/*; do ldd "$build/tests/${program##*/}"; done
 } | awk '$2 == "=>" {print $1, $3}' | sort -u >"$scratch/loaded"
 if grep ' not$' "$scratch/loaded" >&2; then
@@ -87,7 +90,8 @@ done
 
 install -m 755 scripts/package/coppice.sh "$package/coppice.sh"
 install -m 755 scripts/bench_gpu.sh "$package/scripts/bench_gpu.sh"
-install -m 644 scripts/package/library_path.py scripts/bench_gpu.py scripts/bench_gpu_support.py \
+install -m 644 scripts/package/library_path.py scripts/bench_gpu.py scripts/bench_gpu_programs.py \
+  scripts/bench_gpu_sizes.py scripts/bench_gpu_support.py \
   scripts/gpu_rates.py scripts/gpu_tests.txt scripts/make_synthetic.py scripts/measuring_steps.py \
   scripts/quickstart_summary.py scripts/sparsegpt_reference.py "$package/scripts"
 cp -r configs/recipes "$package/configs/recipes"

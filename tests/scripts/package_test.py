@@ -95,6 +95,8 @@ class Package(unittest.TestCase):
         self.assertIn("pipeline_device_device_test", names)
         done = self.launch("--exec", self.root / "tests/pipeline_device_device_test")
         self.assertIn("[  PASSED  ]", done.stdout)
+        done = self.launch("--exec", self.root / "bin/ops_bench", "cpu", 64, 128)
+        self.assertIn("mask 2:4", [result["op"] for result in json.loads(done.stdout)])
 
     def test_libraries_are_the_packages_torchs_or_glibcs(self):
         torch = Path(self.torch_folder())
@@ -171,7 +173,7 @@ class Bench(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix="bench_gpu.") as folder:
             found, printed = bench(SOURCE, dict(os.environ), Path(folder) / "out")
         steps = found["steps"]
-        self.assertEqual(len(steps), 11)
+        self.assertEqual(len(steps), 12)
         self.assertEqual(steps.pop("gpu")["status"], "skipped")
         for name, step in steps.items():
             self.assertEqual(step["status"], "done", f"{name}: {step['why']}")
@@ -179,6 +181,9 @@ class Bench(unittest.TestCase):
         self.assertGreater(steps["tests"]["passed"], 50)
         self.assertEqual(len(set(steps["same bytes"]["sha256"].values())), 1)
         self.assertGreater(steps["same bytes"]["shards_when_killed"], 0)
+        timed = {result["op"]: result for result in steps["kernels"]["kernels"]}
+        self.assertGreater(timed["masked AdamW"]["aten_seconds"], 0)
+        self.assertGreater(min(result["seconds"] for result in timed.values()), 0)
         four = steps["half-blocks, 4 blocks"]
         self.assertEqual(four["blocks"], 4)
         self.assertEqual(four["report"]["calibration"]["tokens"], 16 * 64)
