@@ -23,7 +23,7 @@ ForwardRun::ForwardRun(const ForwardRunOptions& options, const Check& check,
       tokens_(read_tokens(options.work / "tokens", model_.architecture)),
       machine_(
           options.resources, [this](const std::string& line) { progress_.note(line); },
-          trace_.get()) {
+          trace_.get(), Devices::kOne, options.device_factory) {
   pass_ = make_pass(model_, "model");
   if (reference_) reference_pass_ = make_pass(*reference_, "reference");
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "configs/recipe.h"
+#include "pipeline/device/device.h"
 #include "pipeline/forward_pass.h"
 #include "pipeline/scratch_directory.h"
 #include "pipeline/telemetry/progress.h"
@@ -26,6 +27,7 @@ struct ForwardRunOptions {
   std::filesystem::path trace;         // a timeline to write; may be empty
   ResourceOptions resources;
   Verbosity verbosity = Verbosity::kNormal;
+  DeviceFactory device_factory = make_devices;
 };
 
 struct ForwardRunTotals {

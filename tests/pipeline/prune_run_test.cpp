@@ -14,6 +14,7 @@
 
 #include "pipeline/device/gpu_device.h"
 #include "pipeline/errors.h"
+#include "pipeline/eval_run.h"
 #include "storage/cache/token_file.h"
 #include "tests/support/fake_gpu.h"
 #include "tests/support/played_backend.h"
@@ -45,7 +46,7 @@ class PruneRunOnAGpu : public ::testing::TestWithParam<const char*> {
     gpu_.total_bytes = uint64_t{1} << 30;
   }
 
-  RunResult run(const std::string& name, DeviceFactory factory, Resume resume = Resume::kNo) {
+  PruneRunOptions options_of(const std::string& name, DeviceFactory factory) {
     PruneRunOptions options;
     options.model = testing::golden_directory(GetParam());
     options.dataset = dir_ / "tokens.h5";
@@ -53,16 +54,30 @@ class PruneRunOnAGpu : public ::testing::TestWithParam<const char*> {
     options.work = dir_ / (name + ".work");
     options.trace = dir_ / (name + ".trace");
     options.recipes = {{"", recipe_, {}}};
-    options.resume = resume;
     options.verbosity = Verbosity::kQuiet;
     options.device_factory = std::move(factory);
+    return options;
+  }
+  RunResult run(const std::string& name, DeviceFactory factory, Resume resume = Resume::kNo) {
+    PruneRunOptions options = options_of(name, std::move(factory));
+    options.resume = resume;
     return prune_run(options);
   }
-  RunResult on_cpu(const std::string& name) {
-    return run(name, [](const DeviceOptions& options) {
-      return make_devices({.device = "cpu", .compute_dtype = options.compute_dtype});
-    });
+  /// Of Wanda and magnitude; what they write is not wanted.
+  PruneRunOptions sweep(const std::string& name, DeviceFactory factory) {
+    PruneRunOptions options = options_of(name, std::move(factory));
+    Recipe magnitude = recipe_;
+    magnitude.prune.method = PruneMethod::kMagnitude;
+    options.recipes = {{"wanda", recipe_, {"wanda"}}, {"magnitude", magnitude, {"magnitude"}}};
+    options.sweep = SweepOptions{{"prune.method"}, /*writes_checkpoints=*/false};
+    return options;
   }
+  static DeviceFactory cpu() {
+    return [](const DeviceOptions& options) {
+      return make_devices({.device = "cpu", .compute_dtype = options.compute_dtype});
+    };
+  }
+  RunResult on_cpu(const std::string& name) { return run(name, cpu()); }
   DeviceFactory played() { return played(gpu_); }
   static DeviceFactory played(testing::FakeGpu& gpu) {
     return [&gpu](const DeviceOptions& options) {
@@ -161,6 +176,52 @@ TEST_P(PruneRunOnAGpu, ComputesOnItsOwnDeviceWhatTheCpuDoes) {
     }
     EXPECT_THAT(gpu_.misuses(), IsEmpty());
   }
+}
+
+// Trials whose results are judged as whole models, to the head.
+TEST_P(PruneRunOnAGpu, JudgesRecipesThereAsTheCpuDoes) {
+  PruneRunOptions options = sweep("cpu", cpu());
+  const nlohmann::json expected = prune_run(options).report;
+  gpu_.where = testing::played_device();
+  options = sweep("gpu", played());
+  const nlohmann::json found = prune_run(options).report;
+  ASSERT_EQ(found.at("rows").size(), 2u);
+  for (size_t row = 0; row < 2; ++row) {
+    const double loss = expected["rows"][row].at("held_out_loss");
+    EXPECT_NEAR(found["rows"][row].at("held_out_loss"), loss, 0.01 * loss);
+  }
+  EXPECT_THAT(gpu_.misuses(), IsEmpty());
+}
+
+// The whole model lies on the device, before anything streams.
+TEST_P(PruneRunOnAGpu, ScoresUnitsThereByTheLoss) {
+  recipe_.prune.method = PruneMethod::kSnip;
+  recipe_.prune.ffn_sparsity = recipe_.prune.head_sparsity = 0.5;
+  recipe_.reconstruct.solver = Solver::kLiar;
+  gpu_.where = testing::played_device();
+  EXPECT_EQ(run("gpu", played()).outcome, RunOutcome::kFinished);
+  EXPECT_THAT(gpu_.misuses(), IsEmpty());
+}
+
+TEST_P(PruneRunOnAGpu, EvaluatesThereAsTheCpuDoes) {
+  const auto quality = [this](const std::string& name, DeviceFactory factory) {
+    EvalRunOptions options;
+    options.model = options.against = testing::golden_directory(GetParam());
+    options.work = dir_ / (name + ".eval");
+    options.text = dir_ / "tokens.h5";
+    options.seqlen = 16;
+    options.verbosity = Verbosity::kQuiet;
+    options.resources = recipe_.resources;
+    options.device_factory = std::move(factory);
+    return eval_run(options).quality;
+  };
+  const Quality expected = quality("cpu", cpu());
+  gpu_.where = testing::played_device();
+  const Quality found = quality("gpu", played());
+  EXPECT_NEAR(found.nll, expected.nll, 0.01 * expected.nll);
+  ASSERT_TRUE(found.against.has_value());
+  EXPECT_NEAR(found.against->kl_mean, 0, 1e-6);
+  EXPECT_THAT(gpu_.misuses(), IsEmpty());
 }
 
 TEST_P(PruneRunOnAGpu, ShowsUploadsAndDownloadsOnItsTrace) {

@@ -11,6 +11,7 @@
 #include "stages/stage_table.h"
 #include "tests/support/move_to.h"
 #include "tests/support/played_backend.h"
+#include "tests/support/tiny_model.h"
 #include "tests/support/tiny_moe.h"
 #include "tests/support/tolerance.h"
 
@@ -97,6 +98,21 @@ TEST_P(PlayedDevice, WaitsForTheHostAsOftenHoweverManyStepsItTakes) {
   };
   // What training improved is judged once more.
   EXPECT_LE(waits_for(3 * kWindows), waits_for(kWindows) + 2);
+}
+
+// A whole model that lies there, forward and back, and its evaluation.
+TEST(PlayedRetrainer, RetrainsAsTheCpuDoes) {
+  const auto validation = [](at::Device device) {
+    ResidentModel model = testing::tiny_pruned_model();
+    for (auto& [name, tensor] : model.tensors) tensor = tensor.to(device);
+    Retrainer trainer(model, testing::counting_text(12, 7).to(device),
+                      testing::tiny_retrain_options());
+    testing::finish(trainer);
+    for (const auto& [name, tensor] : trainer.result(0)) EXPECT_EQ(tensor.device(), device) << name;
+    return trainer.progress().validations.back();
+  };
+  const double expected = validation(at::kCPU);
+  EXPECT_NEAR(validation(testing::played_device()), expected, 1e-3 * expected);
 }
 
 Case of_method(std::string name, PruneMethod method) {
