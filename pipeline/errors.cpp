@@ -64,7 +64,7 @@ int own_code(const std::exception& error) {
   if (dynamic_cast<const BudgetError*>(&error)) return 5;
   if (is_out_of_memory(error) || is_out_of_threads(error)) return 5;
   if (dynamic_cast<const NumericalError*>(&error)) return 6;
-  if (dynamic_cast<const Interrupted*>(&error)) return 130;
+  if (dynamic_cast<const Interrupted*>(&error)) return kInterruptedCode;
   return 1;
 }
 

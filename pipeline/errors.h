@@ -23,6 +23,7 @@ class BlockError : public std::runtime_error {
 /// CorruptionError, 5 BudgetError or memory that was refused (std::bad_alloc, libtorch's errors, a
 /// thread's stack), 6 NumericalError, 130 Interrupted, 1 anything else.
 int exit_code(const std::exception& error);
+constexpr int kInterruptedCode = 130;
 
 /// The chain of messages, outermost first, one a line.
 std::string error_chain(const std::exception& error);

@@ -6,7 +6,8 @@
 #include <algorithm>
 #include <chrono>
 
-#include "configs/errors.h"  // ConfigError
+#include "configs/errors.h"   // ConfigError
+#include "pipeline/errors.h"  // exit_code
 #include "pipeline/heap.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/machine.h"
@@ -42,13 +43,6 @@ constexpr double kHeapShare = 1.05;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::vector<Recipe> recipes_of(const PruneRunOptions& options) {
-  std::vector<Recipe> recipes;
-  recipes.reserve(options.recipes.size());
-  for (const NamedRecipe& named : options.recipes) recipes.push_back(named.recipe);
-  return recipes;
 }
 
 class PruneRun {
@@ -109,7 +103,7 @@ PruneRun::PruneRun(const PruneRunOptions& options)
       machine_(
           options.shared().resources, [this](const std::string& line) { progress_.note(line); },
           trace_.get(), devices_for(options), options.device_factory),
-      planner_(model_, tokens_, blocks_per_span(recipes_of(options)), masks_.get()),
+      planner_(model_, tokens_, blocks_per_span(options.job().recipes), masks_.get()),
       space_({.patience = std::chrono::seconds(options.shared().resources.disk_wait_seconds),
               .note = [this](const std::string& line) { progress_.note(line); },
               .stopped = InterruptGuard::requested}),
@@ -170,7 +164,7 @@ WorkLeft PruneRun::work_left() const {
     if (entry.path().extension() == ".h5") left.scratch_bytes += entry.file_size();
   }
   left.scores_units =
-      wants_unit_saliency(recipes_of(options_)) && !fs::exists(unit_saliency_path(options_.work));
+      wants_unit_saliency(options_.job().recipes) && !fs::exists(unit_saliency_path(options_.work));
   return left;
 }
 
@@ -205,7 +199,7 @@ void PruneRun::limit_heap_to_plan() const {
 
 // What ranks units by the loss wants the whole model, before anything streams. False: interrupted.
 bool PruneRun::score_units(PassContext& context) {
-  if (!wants_unit_saliency(recipes_of(options_))) return true;
+  if (!wants_unit_saliency(options_.job().recipes)) return true;
   std::optional<NamedTensors> scores = unit_saliency_pass(context);
   if (!scores) return false;
   limit_heap_to_plan();
@@ -216,7 +210,7 @@ bool PruneRun::score_units(PassContext& context) {
 
 // Closes what the recipes leave open. False: interrupted.
 bool PruneRun::survey(PassContext& context) {
-  const std::vector<Recipe> recipes = recipes_of(options_);
+  const std::vector<Recipe> recipes = options_.job().recipes;
   if (std::any_of(recipes.begin(), recipes.end(), is_open)) {
     if (!SurveyPass(context, recipes, outputs_.front().directory).run()) return false;
     if (InterruptGuard::requested()) return false;  // in its last span
@@ -248,7 +242,10 @@ RunResult PruneRun::execute() {
   plan_ = plan_run(*plan_inputs_);
   limit_heap_to_plan();
   stream_start_ = Clock::now();
-  copy_outer(left);
+  {
+    const InterruptGuard guard;  // a wait for room can be ended
+    copy_outer(left);
+  }
   machine_.read_often(planner_.files());
   const uint64_t shard_bytes =
       outputs_.front().directory.largest_image_bytes(planner_.blocks_per_span());
@@ -276,6 +273,7 @@ RunResult PruneRun::execute() {
   if (!PrunePass(context, std::move(recipes), outputs_, judge).run()) {
     return {RunOutcome::kInterrupted, {}};
   }
+  const InterruptGuard guard;
   return {RunOutcome::kFinished, finish_all(context)};
 }
 
@@ -391,60 +389,12 @@ void PruneRun::remove_scratch() {
   fs::remove_all(options_.work / "tokens");
 }
 
-}  // namespace
-
-Devices devices_for(const PruneRunOptions& options) {
-  const bool is_dense =
-      std::none_of(options.recipes.begin(), options.recipes.end(),
-                   [](const NamedRecipe& named) { return propagates(named.recipe.reconstruct); });
-  return is_dense && !options.sweep ? Devices::kSeveral : Devices::kOne;
-}
-
-SourceModel open_source(const PruneRunOptions& options) {
-  SourceModel model = open_model(options.model, options.architecture);
-  if (options.shared().reconstruct.add_biases) add_biases(model);
-  return model;
-}
-
-PlannedJob PruneRunOptions::job() const {
-  PlannedJob job{recipes_of(*this)};
-  job.is_judged = sweep.has_value();
-  job.num_written = sweep && !sweep->writes_checkpoints ? 0 : int(recipes.size());
-  return job;
-}
-
-void check_sweep(const std::vector<NamedRecipe>& recipes) {
-  const Recipe& first = recipes.front().recipe;
-  if (first.calibration.nsamples < 2) {
-    throw ConfigError("sweep: calibration.nsamples: at least 2: one to work with, one to judge by");
-  }
-  for (const auto& [name, recipe, varied] : recipes) {
-    if (recipe.reconstruct.propagation != Propagation::kDense) {
-      throw ConfigError(fmt::format(
-          "sweep: {}: reconstruct.propagation: the recipes of a sweep share one dense pass, so it "
-          "must be dense; use run for each of the others",
-          name));
-    }
-    for (const RecipeKey& key : recipe_keys()) {
-      const bool may_differ = (key.section == "prune" && key.name != "masks") ||
-                              (key.section == "reconstruct" && key.name != "validation_fraction" &&
-                               key.name != "add_biases");
-      if (may_differ || key.get(recipe) == key.get(first)) continue;
-      throw ConfigError(
-          fmt::format("sweep: {}: {}: {} here and {} in {}; the recipes of a sweep see the same "
-                      "windows of the same model on the same machine",
-                      name, key.path(), key.get(recipe), key.get(first), recipes.front().name));
-    }
-  }
-}
-
-namespace {
-
 /// A signal that comes while room is waited for ends a run as one between two blocks does.
 RunResult execute(const PruneRunOptions& options) {
   try {
     return PruneRun(options).execute();
-  } catch (const Interrupted&) {
+  } catch (const std::exception& error) {
+    if (exit_code(error) != kInterruptedCode) throw;
     return {RunOutcome::kInterrupted, {}};
   }
 }

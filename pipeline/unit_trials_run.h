@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "pipeline/prune_run.h"
+#include "pipeline/prune_run_options.h"
 #include "pipeline/unit_allocation.h"
 
 namespace coppice {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/prune_run.h"
+#include "pipeline/prune_run_options.h"
 
 namespace coppice {
 

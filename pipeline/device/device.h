@@ -67,6 +67,9 @@ class Device {
   /// So many bytes for a while, staging where there is any; the device outlives them. Any thread.
   /// Throws std::bad_alloc.
   virtual HostMemory host_memory(uint64_t bytes) = 0;
+  /// Gives back what work so far left in the device's memory, and forgets its peak: that was no
+  /// part of what comes. Nothing where the host's memory is the device's.
+  virtual void forget_work() {}
   /// How hidden states lie in host memory that the device copies from and to: as byte planes where
   /// it splits and joins them itself, and the codec need not.
   virtual ChunkLayout chunk_layout() const { return ChunkLayout::kElements; }

@@ -89,11 +89,15 @@ std::span<std::byte> GpuDevice::allocate_slot(uint64_t bytes) {
     throw BudgetError(fmt::format("resources.vram_budget: {} bytes, {} slots alone take {}",
                                   budget_, slots_.size() + 1, slot_bytes_ + bytes));
   }
-  driver_->trim_allocator();  // of what was measured before
   slots_.emplace_back(driver_->allocate(bytes), bytes);
   slot_bytes_ += bytes;
   if (budget_ > 0) driver_->limit_allocator(budget_ - slot_bytes_);
   return slots_.back();
+}
+
+void GpuDevice::forget_work() {
+  driver_->use_on_this_thread();
+  driver_->trim_allocator();
 }
 
 std::span<std::byte> GpuDevice::allocate_staging(uint64_t bytes) {

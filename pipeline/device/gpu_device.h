@@ -32,6 +32,7 @@ class GpuDevice final : public Device {
   std::span<std::byte> allocate_slot(uint64_t bytes) override;
   std::span<std::byte> allocate_staging(uint64_t bytes) override;
   HostMemory host_memory(uint64_t bytes) override;
+  void forget_work() override;
   ChunkLayout chunk_layout() const override { return ChunkLayout::kPlanes; }
   void load(const at::Tensor& host, const at::Tensor& tensor) override;
   CopyWait computed() const override;

@@ -20,6 +20,9 @@ namespace flow = tbb::flow;
 
 // Matrix products of a GPU take slower ways where an operand is less aligned.
 constexpr uint64_t kOperandAlignment = 16;
+// A copy takes some microseconds to start: rows of an embedding, which are no operands, stay as
+// they were read.
+constexpr size_t kMostMoves = 4096;
 
 using detail::ComputeThread;
 using detail::DeviceThreads;
@@ -249,15 +252,16 @@ struct BlockGraph::Nodes {
     }
   }
 
-  // Where slabs are memory, the kernel would write past one that is smaller than its read. A span
-  // of very many tiny tensors, packed, may take more than the slot: then it lies there as it was
+  // Where slabs are memory, the kernel would write past one that is smaller than its read. Very
+  // many tiny tensors may take more than the slot once they are packed: then they, too, stay as
   // read.
   void plan_moves(Travelling& travelling) const {
     ReadPlan& plan = travelling.span.plan;
     split_reads(plan, options.slab_bytes);
     ReadPlan packed = plan;
     travelling.moves = pack(packed, kOperandAlignment);
-    if (packed.slot_bytes <= travelling.span.slot.size()) {
+    const bool fits = packed.slot_bytes <= travelling.span.slot.size();
+    if (fits && travelling.moves.size() <= kMostMoves) {
       plan = std::move(packed);
     } else {
       travelling.moves = {{0, 0, plan.slot_bytes}};

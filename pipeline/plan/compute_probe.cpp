@@ -4,7 +4,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rand.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "stages/model/half_cost.h"
+#include "stages/ops/grouped_attention.h"
 #include "stages/ops/mask_select.h"
 #include "storage/io/aligned_buffer.h"
 
@@ -91,10 +91,8 @@ class Probe {
       return at::full({sizes_.attended, count, seqlen_, architecture_.head_dim}, 0.5, options_);
     };
     const at::Tensor q = heads(group * kv_heads), k = heads(kv_heads), v = heads(kv_heads);
-    const double seconds = seconds_of(device_, sizes_.calls, [&] {
-      at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true, std::nullopt,
-                                       /*enable_gqa=*/group > 1);
-    });
+    const double seconds =
+        seconds_of(device_, sizes_.calls, [&] { grouped_attention(q, k, v, {}, Causal::kYes); });
     return 2.0 * double(sizes_.attended) * double(seqlen_) * double(seqlen_) *
            double(group * kv_heads * architecture_.head_dim) / seconds;
   }

@@ -234,6 +234,7 @@ void measure_rates(const SourceModel& model, Machine& machine, const fs::path& s
               machine.device().chunk_layout(), inputs.rates);
   rehearse_once();  // again, some seconds later: slow moments of a shared machine last that long
   inputs.rates.corrections = corrections_of(passes);
+  machine.device().forget_work();
 }
 
 }  // namespace coppice

@@ -134,8 +134,9 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
                    uint64_t(settings.slots) * in.slot_bytes});
   items.push_back({"work of the largest stage",
                    uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))});
-  items.push_back({fmt::format("adapted tensors ({})", settings.outputs),
-                   uint64_t(settings.outputs) * (in.image_bytes + in.mask_bytes)});
+  const int of_each = (settings.outputs + in.devices - 1) / in.devices;
+  items.push_back({fmt::format("adapted tensors ({})", of_each),
+                   uint64_t(of_each) * (in.image_bytes + in.mask_bytes)});
   add_widened(in, settings.slots, items);
   if (in.is_judged) items.push_back({"held-out windows of every recipe", held_out_bytes(in)});
   return items;

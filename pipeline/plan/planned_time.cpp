@@ -100,7 +100,7 @@ void add_scoring(const PlanInputs& in, std::vector<PlannedStage>& stages) {
 }
 
 /// Before the run: the dense forward once more, and on a few blocks every rate that is tried.
-void add_survey(const PlanInputs& in, std::vector<PlannedStage>& stages) {
+void add_survey(const PlanInputs& in, KeptActivations kept, std::vector<PlannedStage>& stages) {
   if (std::none_of(in.recipes.begin(), in.recipes.end(), is_open)) return;
   PlannedStage survey = over_spans(in, Calibrate({.statistics = Calibrate::Statistics::kSquares}),
                                    windows_of(span_of(in), {WindowKind::kNone}));
@@ -109,7 +109,7 @@ void add_survey(const PlanInputs& in, std::vector<PlannedStage>& stages) {
   for (const Recipe& recipe : in.recipes) {
     if (recipe.reconstruct.lr > 0) continue;
     for (const auto& stage : adapt_stages(recipe.prune, recipe.reconstruct)) {
-      const PlannedStage run = over_spans(in, *stage, windows_of_span(in, recipe));
+      const PlannedStage run = over_spans(in, *stage, windows_of_span(in, recipe), kept);
       survey.seconds += share * double(tried_rates().size()) * run.seconds;
     }
   }
@@ -129,7 +129,7 @@ void add_times(const PlanInputs& in, RunPlan& plan) {
              over_spans(in, *stage, windows_of_span(in, recipe), plan.settings.kept_activations));
     }
   }
-  add_survey(in, plan.stages);
+  add_survey(in, plan.settings.kept_activations, plan.stages);
   add_scoring(in, plan.stages);
   if (plan.settings.recompute_targets) {
     const Cost cost = recompute_cost(in);

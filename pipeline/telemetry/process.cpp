@@ -1,6 +1,5 @@
 #include "pipeline/telemetry/process.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -78,10 +77,13 @@ uint64_t left_in_control_groups() {
 
 }  // namespace
 
+// Not getrusage's: that begins with the peak of whoever called exec.
 uint64_t peak_rss_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return uint64_t(usage.ru_maxrss) * 1024;  // Linux counts KiB
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;  // counted in KiB
+  }
+  return resident_bytes();
 }
 
 void forget_peak_rss() { std::ofstream("/proc/self/clear_refs") << "5"; }

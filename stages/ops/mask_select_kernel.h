@@ -183,7 +183,7 @@ COPPICE_KERNEL void read_cut(const Team& team, MaskShared& shared, const MaskMat
     }
     team.sync();  // the cut is written; the histogram may be overwritten
   }
-  team.sync();
+  team.sync();  // also where there was no digit
 }
 
 template <typename Team>

@@ -327,9 +327,11 @@ void code_cache(const fs::path& path) {
     const AlignedBuffer buffer((end - begin + align - 1) / align * align);
     read_blocking({&reader.file(), begin, buffer.span(), end - begin});
     const auto chunk = buffer.span().subspan(place.offset - begin, place.stored_bytes);
-    for (auto& [layout, spent] : seconds) {
-      spent.decoding += fastest([&] { reader.decode(window, chunk, elements, layout); });
-      spent.encoding += fastest([&] { encode_chunk(elements, shape.element_bytes(), layout); });
+    for (auto& of_layout : seconds) {
+      const ChunkLayout layout = of_layout.first;
+      of_layout.second.decoding += fastest([&] { reader.decode(window, chunk, elements, layout); });
+      of_layout.second.encoding +=
+          fastest([&] { encode_chunk(elements, shape.element_bytes(), layout); });
     }
     raw += double(shape.chunk_bytes());
     stored += double(place.stored_bytes);

@@ -87,6 +87,15 @@ void masks(Bench& bench) {
         const at::Tensor kept = order.narrow(1, bench.columns / 2, bench.columns / 2);
         at::zeros_like(scores, at::TensorOptions(at::kBool)).scatter_(1, kept, true);
       });
+  // As SparseGPT's authors find the threshold of a lazy block.
+  const at::Tensor block = bench.randn({bench.rows, kLazyBlock});
+  bench.add(
+      "mask of a lazy block, 50 %", double(block.nbytes()),
+      [&] { keep_mask_by_matrix(block, 0.5); },
+      [&] {
+        const at::Tensor sorted = std::get<0>(block.flatten().sort());
+        block.gt(sorted.select(0, block.numel() / 2));
+      });
 }
 
 void adamw(Bench& bench) {

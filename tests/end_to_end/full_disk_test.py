@@ -8,6 +8,7 @@ from support import PROGRAM, ProgramTest, shards
 
 # A file system of its own, in a mount namespace that ends with the process.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+WAITS = "while there && ! grep -q waiting messages; do sleep 0.05; done; "
 SMALL_DISK = "mount -t tmpfs -o size=48m tmpfs small"
 
 
@@ -35,10 +36,11 @@ class FullDisk(ProgramTest):
         is filled, then `then`. What lies on it in the end is copied to `kept`.
         """
         script = (
-            f"mkdir small && {SMALL_DISK} && ({PROGRAM} $* 2>messages; echo $? >code) & "
-            f"while ! ls {output}/*.safetensors >/dev/null 2>&1; do sleep 0.01; done; "
+            f"mkdir small && {SMALL_DISK} && {{ {PROGRAM} $* 2>messages & pid=$!; }} && "
+            "there() { kill -0 $pid 2>/dev/null; } && "
+            f"while there && ! ls {output}/*.safetensors >/dev/null 2>&1; do sleep 0.01; done; "
             f"head -c {filler} /dev/zero >small/filler 2>/dev/null; "
-            f"{then} wait; rm -f small/filler; cp -r small kept"
+            f"{then} wait $pid; echo $? >code; rm -f small/filler; cp -r small kept"
         )
         subprocess.run(
             [*NAMESPACE, "sh", "-c", script, "sh", *map(str, arguments)],
@@ -54,7 +56,7 @@ class FullDisk(ProgramTest):
         self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
         code, messages = self.run_while_it_fills(
             self.arguments("out"),
-            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+            WAITS + "rm small/filler;",
         )
         self.assertEqual(code, 0, messages)
         self.assertIn("there is room again", messages)
@@ -64,7 +66,7 @@ class FullDisk(ProgramTest):
         self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
         code, messages = self.run_while_it_fills(
             self.arguments("small/out", work_dir="work"),
-            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+            WAITS + "rm small/filler;",
             output="small/out",
         )
         self.assertEqual(code, 0, messages)
@@ -76,7 +78,7 @@ class FullDisk(ProgramTest):
         self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
         code, messages = self.run_while_it_fills(  # room for every shard, and no more
             self.arguments("small/out", work_dir="work"),
-            "while ! grep -q waiting messages; do sleep 0.05; done; rm small/filler;",
+            WAITS + "rm small/filler;",
             output="small/out",
             filler="30m",
         )
@@ -85,6 +87,22 @@ class FullDisk(ProgramTest):
         for name in ("tokenizer.model", "model.safetensors.index.json"):
             written = (self.dir / "kept/out" / name).read_bytes()
             self.assertEqual(written, (self.dir / "plenty" / name).read_bytes())
+
+    def test_a_signal_while_room_is_waited_for_ends_with_the_command_that_continues(self):
+        (self.model() / "tokenizer.model").write_bytes(bytes(24 << 20))
+        self.coppice(*self.arguments("plenty", work_dir="plenty.work"))
+        for filler in ("100m", "30m"):  # a block waits; the files beside the shards do
+            output = f"small/out{filler}"
+            keys = {"work_dir": f"work{filler}"}
+            code, messages = self.run_while_it_fills(
+                self.arguments(output, **keys), WAITS + "kill -TERM $pid;", output, filler
+            )
+            self.assertEqual(code, 130, messages)
+            self.assertIn("--resume", messages)
+            (self.dir / "kept").rename(self.dir / f"kept{filler}")
+            (self.dir / "small").rmdir()
+            continued = self.dir / f"kept{filler}" / f"out{filler}"
+            self.assertFalse((continued / "model.safetensors.index.json").exists())
 
     def test_patience_ends_with_a_run_that_can_be_continued(self):
         self.coppice(*self.arguments("plenty", work_dir="plenty.work"))

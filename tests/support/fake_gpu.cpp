@@ -81,7 +81,7 @@ class FakeDriver final : public GpuDriver {
   void limit_allocator(uint64_t bytes) override { gpu_.allocator_limit_ = bytes; }
 
   uint64_t allocator_peak_bytes() const override { return gpu_.allocator_peak; }
-  void trim_allocator() override {}
+  void trim_allocator() override { gpu_.allocator_peak = 0; }
 
   std::byte* allocate(uint64_t bytes) override {
     const std::lock_guard lock(gpu_.mutex_);

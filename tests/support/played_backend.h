@@ -15,8 +15,8 @@ namespace coppice::testing {
 c10::Device played_device();
 
 /// How often, since the last call, a thread waited for the device, by the operation that made it:
-/// what became a number of the host's, what was copied there, or to the device from memory that is
-/// not pinned, and what has a shape that depends on values.
+/// what became a number of the host's, what was copied there, or from there, unless the caller said
+/// not to wait, and what has a shape that depends on values.
 std::map<std::string, int> take_host_waits();
 
 }  // namespace coppice::testing

@@ -310,6 +310,7 @@ class GpuStreamed : public GpuDeviceTest {
     options.upload = [this](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
                             CopyCompletion done) {
       std::vector<StagedCopy> copies;
+      copies.reserve(pieces.size());
       for (const auto& [bytes, offset] : pieces) copies.push_back({bytes, &span.slot[offset]});
       device_->upload(std::move(copies), std::move(done));
     };

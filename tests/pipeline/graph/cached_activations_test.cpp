@@ -83,6 +83,7 @@ class CachedActivationsTest : public ::testing::TestWithParam<const char*> {
   static std::vector<uint64_t> checksums(const CachedBoundaries& cache) {
     const ActivationCacheReader reader(cache.path_of(kBoundary));
     std::vector<uint64_t> sums;
+    sums.reserve(kWindows);
     for (int window = 0; window < kWindows; ++window) sums.push_back(reader.chunk(window).xxh3);
     return sums;
   }
