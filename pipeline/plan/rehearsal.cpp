@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kMultiple = 64;  // of neurons
 constexpr size_t kPasses = 4;
+constexpr double kSmallestShare = 1e-3;             // of a block: no slice is smaller
 constexpr int kLargestBatch = 4;                    // larger ones take no less a token
 constexpr int64_t kCacheBytes = int64_t{32} << 20;  // written, they push weights out of most caches
 constexpr double kHeldBytes = 32;  // of a weight, at the most: masters, moments, copies, masks
@@ -196,9 +197,15 @@ std::vector<StageFactors> rehearse(const Device& device, const Architecture& arc
   const auto element =
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
   const double whole = modelled_pass(architecture, one_step, few, seqlen, element, rates);
-  const double share = std::min({1.0, limits.seconds / whole,
-                                 double(limits.bytes) / kHeldBytes / parameters_of(architecture)});
+  double share = std::min({1.0, limits.seconds / whole,
+                           double(limits.bytes) / kHeldBytes / parameters_of(architecture)});
   Architecture slice = slice_of(architecture, share);
+  // A part of what is held does not shrink with the slice: down to the smallest one.
+  for (; share > kSmallestShare &&
+         held_bytes(slice, one_step, few, seqlen, element) > double(limits.bytes);
+       share *= 0.8) {
+    slice = slice_of(architecture, share);
+  }
   // What a token takes is not less in a slice.
   if (!divides(recipe.prune.pattern, slice) ||
       modelled_pass(slice, one_step, few, seqlen, element, rates) > kPasses * limits.seconds ||

@@ -41,8 +41,9 @@ TEST_P(PlayedDevice, AdaptsAsTheCpuDoes) {
 
 TEST_P(PlayedDevice, WaitsForTheHostAsOftenHoweverManyStepsItTakes) {
   const auto waits_for = [](int windows) {
+    const auto span = testing::span_for(GetParam(), testing::played_device(), windows);
     testing::take_host_waits();
-    worked(GetParam(), testing::played_device(), windows);
+    testing::work(*span, GetParam());
     int sum = 0;
     for (const auto& [operation, count] : testing::take_host_waits()) {
       // How many tokens go to each expert decides the shapes of what follows.

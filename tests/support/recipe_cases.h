@@ -43,17 +43,27 @@ inline void work(TinySpan& span, const PruneOptions& prune, const ReconstructOpt
   }
 }
 
-inline std::unique_ptr<TinySpan> worked(const RecipeCase& which, at::Device device, int windows,
-                                        at::ScalarType dtype = at::kFloat) {
+inline std::unique_ptr<TinySpan> span_for(const RecipeCase& which, at::Device device, int windows,
+                                          at::ScalarType dtype = at::kFloat) {
+  auto span = std::make_unique<TinySpan>(which.has_experts ? tiny_moe() : tiny_llama(), windows,
+                                         dtype, dtype);
+  move(*span, device);
+  return span;
+}
+
+inline void work(TinySpan& span, const RecipeCase& which) {
   PruneOptions prune;
   ReconstructOptions reconstruct;
   reconstruct.lr = 1e-3;
   reconstruct.validation_fraction = 0.25;
   which.change(prune, reconstruct);
-  auto span = std::make_unique<TinySpan>(which.has_experts ? tiny_moe() : tiny_llama(), windows,
-                                         dtype, dtype);
-  move(*span, device);
-  work(*span, prune, reconstruct);
+  work(span, prune, reconstruct);
+}
+
+inline std::unique_ptr<TinySpan> worked(const RecipeCase& which, at::Device device, int windows,
+                                        at::ScalarType dtype = at::kFloat) {
+  auto span = span_for(which, device, windows, dtype);
+  work(*span, which);
   return span;
 }
 

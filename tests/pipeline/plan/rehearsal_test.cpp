@@ -141,6 +141,14 @@ TEST_F(RehearsalTest, WhatIsAboveTheLimitsIsNotTried) {
   EXPECT_THAT(corrections(), IsEmpty());
 }
 
+// What does not shrink with the slice may take most of them.
+TEST_F(RehearsalTest, TheSliceShrinksUntilItIsBelowTheLimits) {
+  architecture_ = llama_of(200'000, 2, 2);
+  rates_ = {1e12, 1e12, 1e12, 1e11, 1e10};  // the whole block would be fast enough
+  limits_.bytes = uint64_t{64} << 20;
+  EXPECT_EQ(corrections().size(), 3U);
+}
+
 TEST_F(RehearsalTest, APatternThatDoesNotDivideTheSliceIsNotRehearsed) {
   recipe_.prune.pattern = {2, 7};
   EXPECT_THAT(corrections(), IsEmpty());
