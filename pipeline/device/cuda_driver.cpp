@@ -125,10 +125,10 @@ class CudaDriver final : public GpuDriver {
     return uint64_t(stats.reserved_bytes[kAll].peak);
   }
 
-  void trim_allocator() override {
-    c10::cuda::CUDACachingAllocator::emptyCache();
+  void forget_allocator_peak() override {
     c10::cuda::CUDACachingAllocator::resetPeakStats(c10::DeviceIndex(index_));
   }
+  void trim_allocator() override { c10::cuda::CUDACachingAllocator::emptyCache(); }
 
   std::byte* allocate(uint64_t bytes) override {
     void* memory = nullptr;

@@ -89,6 +89,7 @@ std::span<std::byte> GpuDevice::allocate_slot(uint64_t bytes) {
     throw BudgetError(fmt::format("resources.vram_budget: {} bytes, {} slots alone take {}",
                                   budget_, slots_.size() + 1, slot_bytes_ + bytes));
   }
+  driver_->trim_allocator();  // what worked before, such as scores of units, may have left it all
   slots_.emplace_back(driver_->allocate(bytes), bytes);
   slot_bytes_ += bytes;
   if (budget_ > 0) driver_->limit_allocator(budget_ - slot_bytes_);
@@ -98,6 +99,7 @@ std::span<std::byte> GpuDevice::allocate_slot(uint64_t bytes) {
 void GpuDevice::forget_work() {
   driver_->use_on_this_thread();
   driver_->trim_allocator();
+  driver_->forget_allocator_peak();
 }
 
 std::span<std::byte> GpuDevice::allocate_staging(uint64_t bytes) {

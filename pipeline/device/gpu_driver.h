@@ -61,7 +61,8 @@ class GpuDriver {
   /// What libtorch's caching allocator may hold from now on.
   virtual void limit_allocator(uint64_t bytes) = 0;
   virtual uint64_t allocator_peak_bytes() const = 0;  // the most it has held
-  /// Gives back what libtorch's allocator holds and nobody uses, and forgets its peak.
+  virtual void forget_allocator_peak() = 0;
+  /// Gives back what libtorch's allocator holds and nobody uses.
   virtual void trim_allocator() = 0;
 
   virtual std::byte* allocate(uint64_t bytes) = 0;

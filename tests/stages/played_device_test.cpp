@@ -1,6 +1,8 @@
 // Every recipe's stages on a device that is not the CPU: nothing of theirs is left behind on the
 // host, and a step of training asks the device for nothing.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -14,12 +16,24 @@
 namespace coppice {
 namespace {
 
+using ::testing::ElementsAre;
 using testing::IsCloseTo;
-
+using ::testing::Pair;
 using testing::RecipeCase;
 using testing::worked;
 
 constexpr int kWindows = 8;
+
+TEST(PlayedBackend, RefusesTensorsOfTheHostAndCountsWhoAsks) {
+  const at::Tensor there = at::ones({1, 3}).to(testing::played_device());
+  EXPECT_THROW(there + at::ones({1, 3}), c10::Error);
+  EXPECT_THROW(at::linear(there, at::ones({2, 3})), c10::Error);
+  testing::take_host_waits();
+  EXPECT_EQ((there + at::ones({})).sum().item<float>(), 6);  // a number is no tensor of the host
+  EXPECT_THAT(testing::take_host_waits(), ElementsAre(Pair("item", 1)));
+  there.nonzero();
+  EXPECT_THAT(testing::take_host_waits(), ElementsAre(Pair("aten::nonzero", 1)));
+}
 
 class PlayedDevice : public ::testing::TestWithParam<RecipeCase> {};
 

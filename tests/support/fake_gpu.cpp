@@ -81,7 +81,8 @@ class FakeDriver final : public GpuDriver {
   void limit_allocator(uint64_t bytes) override { gpu_.allocator_limit_ = bytes; }
 
   uint64_t allocator_peak_bytes() const override { return gpu_.allocator_peak; }
-  void trim_allocator() override { gpu_.allocator_peak = 0; }
+  void forget_allocator_peak() override { gpu_.allocator_peak = 0; }
+  void trim_allocator() override { ++gpu_.num_trims; }
 
   std::byte* allocate(uint64_t bytes) override {
     const std::lock_guard lock(gpu_.mutex_);

@@ -19,6 +19,7 @@ class FakeGpu {
  public:
   uint64_t total_bytes = 1 << 20;
   uint64_t allocator_peak = 0;
+  int num_trims = 0;  // of the allocator
   bool refuses_pins = false;
   at::Device where =
       at::kCPU;  // its tensors lie; that of a played backend does not mix with others

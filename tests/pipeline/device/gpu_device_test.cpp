@@ -82,6 +82,16 @@ TEST_F(GpuDeviceTest, UploadedBytesAreThereWhenItSaysSo) {
   EXPECT_EQ(gpu_.num_pending(GpuStream::kUpload), 0u);
 }
 
+// What libtorch's allocator keeps is not there for a slot, which is allocated beside it.
+TEST_F(GpuDeviceTest, WhatWorkedBeforeGivesBackWhatItLeftBeforeASlotIsTaken) {
+  gpu_.allocator_peak = 5;
+  device_->allocate_slot(4096);
+  EXPECT_GT(gpu_.num_trims, 0);
+  EXPECT_EQ(device_->peak_bytes(), 4096u + 5u);
+  device_->forget_work();
+  EXPECT_EQ(device_->peak_bytes(), 4096u);
+}
+
 TEST_F(GpuDeviceTest, AnUploadWaitsForNothingThatIsComputed) {
   const auto slab = device_->allocate_staging(4096), slot = device_->allocate_slot(4096);
   gpu_.compute([] { FAIL() << "waited for"; });
@@ -222,6 +232,8 @@ TEST_F(GpuDeviceTest, WhatIsComputedSoFarIsWaitedForFromAnyThread) {
   EXPECT_EQ(computed, 0);
   wait();
   EXPECT_EQ(computed, 1);
+  on_device([&] { device_->finish(); });  // what counts here is done before it ends
+  EXPECT_EQ(computed, 2);
 }
 
 // Its destructor, behind this test, has nothing to unpin.
