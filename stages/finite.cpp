@@ -1,7 +1,5 @@
 #include "stages/finite.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/sum.h>
 
@@ -9,6 +7,7 @@
 #include <utility>
 
 #include "stages/errors.h"
+#include "stages/ops/not_finite.h"
 
 namespace coppice {
 
@@ -20,18 +19,11 @@ void require_finite(const std::string& name, const at::Tensor& tensor) {
   throw NumericalError(name, tensor.numel() - num_finite, tensor.numel());
 }
 
-void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype) {
-  require_finite(name, tensor);
-  if (dtype == "F16") require_finite(name + " in float16", tensor.to(at::kHalf));
-}
-
 StorableCheck::StorableCheck(std::string name, const std::string& dtype)
     : name_(std::move(name)), is_float16_(dtype == "F16") {}
 
 void StorableCheck::add(const at::Tensor& tensor) {
-  const at::Tensor stored = is_float16_ ? tensor.to(at::kHalf) : tensor;
-  const at::Tensor count = at::count_nonzero(stored - stored);  // NaN where one is not finite
-  num_not_finite_ = num_not_finite_.defined() ? num_not_finite_.add_(count) : count;
+  add_not_finite(num_not_finite_, is_float16_ ? tensor.to(at::kHalf) : tensor);
   num_elements_ += tensor.numel();
 }
 

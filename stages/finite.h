@@ -11,12 +11,9 @@ namespace coppice {
 /// the tensor where all is well.
 void require_finite(const std::string& name, const at::Tensor& tensor);
 
-/// The same, also of what a boundary between blocks of such a dtype ("F16") will hold: float16 ends
-/// at 65504.
-void require_storable(const std::string& name, const at::Tensor& tensor, const std::string& dtype);
-
-/// What require_storable() asks, of many tensors at once: whoever asks a GPU waits for all it was
-/// given to do. On the device of the tensors; one thread.
+/// Whether tensors are finite in what a boundary between blocks of such a dtype will hold ("F16"
+/// ends at 65504). Asked of many at once: whoever asks a GPU waits for all it was given to do. On
+/// the device of the tensors, one pass over each; one thread.
 class StorableCheck {
  public:
   /// name, dtype  of the boundary that they are windows of

@@ -60,9 +60,11 @@ void HeldOutForward::run(WindowJob& job) const {
     }
     held_out = half_of(half) == Half::kMlp ? as_stored(span, next) : next;
   }
-  require_storable("held-out hidden states after half-block " +
-                       std::to_string(job.halves.last - 1) + " of the adapted model",
-                   held_out, span.architecture.dtype);
+  StorableCheck check("held-out hidden states after half-block " +
+                          std::to_string(job.halves.last - 1) + " of the adapted model",
+                      span.architecture.dtype);
+  check.add(held_out);
+  check.require();
 }
 
 }  // namespace coppice

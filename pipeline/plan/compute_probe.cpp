@@ -32,7 +32,7 @@ struct Sizes {
   double product_flop = 1e10;
   int64_t elements = int64_t{4} << 20;  // of a matrix, and of a sum, at most
   int64_t selected = int64_t{1} << 20;  // scores
-  int64_t attended = 1;                 // sequences
+  int64_t attended = 1;                 // sequences, at most
   int calls = 1;                        // for a wait
 
   static Sizes of(const Device& device, uint64_t most_bytes) {
@@ -87,14 +87,15 @@ class Probe {
     // One key-value group: heads are alike, and 64 of them take a second on a CPU.
     const int64_t group = architecture_.heads / architecture_.kv_heads;
     const int64_t kv_heads = std::min<int64_t>(architecture_.kv_heads, 4);
+    const int64_t sequence = group * kv_heads * seqlen_ * architecture_.head_dim;  // elements
+    const int64_t batch = std::clamp<int64_t>(sizes_.elements / sequence, 1, sizes_.attended);
     const auto heads = [&](int64_t count) {
-      return at::full({sizes_.attended, count, seqlen_, architecture_.head_dim}, 0.5, options_);
+      return at::full({batch, count, seqlen_, architecture_.head_dim}, 0.5, options_);
     };
     const at::Tensor q = heads(group * kv_heads), k = heads(kv_heads), v = heads(kv_heads);
     const double seconds =
         seconds_of(device_, sizes_.calls, [&] { grouped_attention(q, k, v, {}, Causal::kYes); });
-    return 2.0 * double(sizes_.attended) * double(seqlen_) * double(seqlen_) *
-           double(group * kv_heads * architecture_.head_dim) / seconds;
+    return 2.0 * double(batch) * double(seqlen_) * double(sequence) / seconds;
   }
 
   double touch_rate() const {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "stages/ops/mask_select_detail.h"
+#include "stages/ops/not_finite_detail.h"
 
 namespace coppice::detail {
 namespace {
@@ -19,15 +20,6 @@ constexpr int64_t kGrain = 1 << 16;  // scores a thread takes at least
 
 int64_t grain_rows(int64_t columns) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns));
-}
-
-int64_t count_not_finite(const float* scores, int64_t n) {
-  constexpr uint32_t kExponent = 0x7f800000u;  // all ones: infinity or NaN
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    count += (std::bit_cast<uint32_t>(scores[i]) & kExponent) == kExponent;
-  }
-  return count;
 }
 
 /// The largest score that is pruned, and how many of those equal to it are.
@@ -164,21 +156,13 @@ std::vector<int64_t> ties_before(const float* scores, int64_t n, float cut) {
   return ties;
 }
 
-int64_t count_not_finite_parallel(const float* scores, int64_t n) {
-  std::atomic<int64_t> count = 0;
-  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-    count += count_not_finite(scores + begin, end - begin);
-  });
-  return count;
-}
-
 }  // namespace
 
 int64_t mask_matrix_cpu(const at::Tensor& scores, int64_t count, at::Tensor& keep) {
   const int64_t n = scores.numel();
   const float* score = scores.const_data_ptr<float>();
   bool* kept = keep.mutable_data_ptr<bool>();
-  if (const int64_t bad = count_not_finite_parallel(score, n)) return bad;
+  if (const int64_t bad = count_not_finite_cpu(scores)) return bad;
   if (count == 0) {
     std::fill_n(kept, n, true);
     return 0;

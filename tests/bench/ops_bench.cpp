@@ -1,5 +1,6 @@
 // Times our operations beside the same made of ATen's, on one device, and prints JSON.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/randn.h>
@@ -20,6 +21,7 @@
 #include "stages/ops/gram.h"
 #include "stages/ops/mask_select.h"
 #include "stages/ops/masked_adamw.h"
+#include "stages/ops/not_finite.h"
 
 namespace coppice {
 namespace {
@@ -178,6 +180,14 @@ void planes(Bench& bench) {
             [&] { join_planes(split, hidden.sizes(), at::kBFloat16); });
 }
 
+void finite(Bench& bench) {
+  const at::Tensor hidden = bench.randn({bench.rows, bench.columns}, at::kBFloat16);
+  at::Tensor count;
+  bench.add(
+      "hidden states checked for what is not finite", double(hidden.nbytes()),
+      [&] { add_not_finite(count, hidden); }, [&] { at::count_nonzero(hidden - hidden); });
+}
+
 int run(const std::vector<std::string>& arguments) {
   if (arguments.size() != 3) {
     std::cerr << "usage: ops_bench DEVICE ROWS COLUMNS\n";
@@ -189,6 +199,7 @@ int run(const std::vector<std::string>& arguments) {
   sweep(bench);
   gram(bench);
   planes(bench);
+  finite(bench);
   std::cout << bench.results.dump(1) << '\n';
   return 0;
 }
