@@ -27,12 +27,14 @@ void install(void (*handler)(int), int flags) {
 
 }  // namespace
 
-InterruptGuard::InterruptGuard() {
-  was_requested = false;
+InterruptGuard::InterruptGuard(Earlier earlier) {
+  if (earlier == Earlier::kForget) was_requested = false;
   install(on_signal, SA_RESTART | int(SA_RESETHAND));
 }
 
-InterruptGuard::InterruptGuard(BlockGraph& graph) : InterruptGuard() { interruptible = &graph; }
+InterruptGuard::InterruptGuard(BlockGraph& graph) : InterruptGuard(Earlier::kForget) {
+  interruptible = &graph;
+}
 
 bool InterruptGuard::requested() { return was_requested; }
 

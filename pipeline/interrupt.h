@@ -17,13 +17,15 @@ class Interrupted : public std::runtime_error {
 /// second signal has its default effect. One at a time.
 class InterruptGuard {
  public:
-  InterruptGuard();
+  /// Whether a signal that came before it, while another lived, still counts as requested.
+  enum class Earlier { kForget, kKeep };
+  explicit InterruptGuard(Earlier earlier = Earlier::kForget);
   explicit InterruptGuard(BlockGraph& graph);
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
-  /// Whether a signal came while one lived. Any thread.
+  /// Whether a signal came while one lived; also behind it. Any thread.
   static bool requested();
 };
 

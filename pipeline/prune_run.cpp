@@ -246,6 +246,7 @@ RunResult PruneRun::execute() {
     const InterruptGuard guard;  // a wait for room can be ended
     copy_outer(left);
   }
+  if (InterruptGuard::requested()) return {RunOutcome::kInterrupted, {}};
   machine_.read_often(planner_.files());
   const uint64_t shard_bytes =
       outputs_.front().directory.largest_image_bytes(planner_.blocks_per_span());
@@ -273,7 +274,8 @@ RunResult PruneRun::execute() {
   if (!PrunePass(context, std::move(recipes), outputs_, judge).run()) {
     return {RunOutcome::kInterrupted, {}};
   }
-  const InterruptGuard guard;
+  // A signal in the last block ends no work, but a wait for room, and who runs trials asks for it.
+  const InterruptGuard guard(InterruptGuard::Earlier::kKeep);
   return {RunOutcome::kFinished, finish_all(context)};
 }
 

@@ -109,6 +109,17 @@ class BlockGraphTest : public ::testing::Test {
     return options;
   }
 
+  /// Memory of the slabs, from where what is wanted is copied to the slot.
+  void add_slabs(GraphOptions& options) {
+    for (int i = 0; i < options.num_slabs; ++i)
+      options.slabs.push_back(memory_.emplace_back(options.slab_bytes).span());
+    options.upload = [](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
+                        const Done& done) {
+      copy_to_slot(span, pieces);
+      done(nullptr);
+    };
+  }
+
   GraphResult run(GraphOptions options, SerialExecutor* adapter = nullptr) {
     BlockGraph graph(std::move(options), work_, engine_, {{device_, adapter}}, store_);
     graph_ = &graph;
@@ -433,8 +444,7 @@ TEST_F(BlockGraphTest, StopFinishesTheAdaptationAtWorkAndSkipsTheRest) {
 
 TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
   GraphOptions opts = options(2);
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  add_slabs(opts);
   std::atomic<int> uploads = 0;
   opts.upload = [&](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
                     const Done& done) {
@@ -456,13 +466,7 @@ TEST_F(BlockGraphTest, ReadsGoThroughSlabsAndUploadWhereSlotsAreNotHostMemory) {
 // A GPU's products want their operands at multiples of 16 bytes; files have them anywhere.
 TEST_F(BlockGraphTest, WhatIsUploadedIsAlignedInItsSlot) {
   GraphOptions opts = options(2);
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
-  opts.upload = [](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
-                   const Done& done) {
-    copy_to_slot(span, pieces);
-    done(nullptr);
-  };
+  add_slabs(opts);
   constexpr uint64_t kFirst = 5000, kSize = 20'002;
   work_.plan = [this](GraphSpan& span) {
     span.files = files_;
@@ -488,8 +492,7 @@ TEST_F(BlockGraphTest, WhatIsUploadedIsAlignedInItsSlot) {
 // As a copy stream's do, on threads of its own.
 TEST_F(BlockGraphTest, AnUploadMayEndAfterTheOnesBehindIt) {
   GraphOptions opts = options(2);
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  add_slabs(opts);
   SerialExecutor slow("slow"), fast("fast");
   std::latch second(1);
   opts.upload = [&](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
@@ -509,8 +512,7 @@ TEST_F(BlockGraphTest, AnUploadMayEndAfterTheOnesBehindIt) {
 // Proved by a latch: the first span is computed until the second one is on the device.
 TEST_F(BlockGraphTest, TheNextSpanIsUploadedWhileOneIsComputed) {
   GraphOptions opts = options(2);
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  add_slabs(opts);
   SerialExecutor copies("copies");
   std::latch uploaded(2);  // slabs of the second span
   opts.upload = [&](const GraphSpan& span, const std::vector<StagedPiece>&, const Done& done) {
@@ -527,8 +529,7 @@ TEST_F(BlockGraphTest, TheNextSpanIsUploadedWhileOneIsComputed) {
 
 TEST_F(BlockGraphTest, AnUploadThatFailsNamesItsSpanAndSkipsTheOnesBehind) {
   GraphOptions opts = options(2);
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
+  add_slabs(opts);
   opts.upload = [&](const GraphSpan& span, const std::vector<StagedPiece>&, const Done& done) {
     done(span.index == 3 ? std::make_exception_ptr(std::runtime_error("lost")) : nullptr);
   };
@@ -544,13 +545,7 @@ TEST_F(BlockGraphTest, AnUploadThatFailsNamesItsSpanAndSkipsTheOnesBehind) {
 TEST_F(BlockGraphTest, AReadLargerThanASlabsMemoryIsSplit) {
   GraphOptions opts = options(2);
   opts.slab_bytes = 8 << 10;  // reads have 16 KiB
-  for (int i = 0; i < opts.num_slabs; ++i)
-    opts.slabs.push_back(memory_.emplace_back(opts.slab_bytes).span());
-  opts.upload = [](const GraphSpan& span, const std::vector<StagedPiece>& pieces,
-                   const Done& done) {
-    copy_to_slot(span, pieces);
-    done(nullptr);
-  };
+  add_slabs(opts);
   std::atomic<int> wrong = 0;
   work_.forward = [&](GraphSpan& span) {
     const std::byte* bytes = span.slot.data() + span.plan.placements[0].slot_offset;
