@@ -68,9 +68,9 @@ def intervals_of(events: list[dict]) -> dict[str, list[tuple[float, float, str]]
             begin = e["ts"] * 1e-6
             rows[names[e["tid"]]].append((begin, begin + e["dur"] * 1e-6, e["name"]))
         elif e["ph"] == "b":
-            begun[e["id"]] = e
+            begun[e["id2"]["local"]] = e
         elif e["ph"] == "e":
-            begin = begun.pop(e["id"])
+            begin = begun.pop(e["id2"]["local"])
             is_cache = begin["args"]["file"].endswith(".h5")
             row = "reads: activations" if is_cache else "reads: weights"
             rows[row].append((begin["ts"] * 1e-6, e["ts"] * 1e-6, begin["name"]))

@@ -48,6 +48,13 @@ json metadata(const char* what, int tid, const json& args) {
   return {{"ph", "M"}, {"name", what}, {"pid", 1}, {"tid", tid}, {"args", args}};
 }
 
+double microseconds(Trace::Clock::duration time) {
+  return std::chrono::duration<double, std::micro>(time).count();
+}
+
+// Perfetto shows what overlaps among the rows of its process only where the id says that it is.
+json of_this_process(uint64_t id) { return {{"local", fmt::format("{:#x}", id)}}; }
+
 UniqueFd create(const std::filesystem::path& path) {
   UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (file.get() < 0) throw IoError("create trace", path.string(), errno);
@@ -72,14 +79,14 @@ Trace::~Trace() {
 }
 
 uint64_t Trace::begin(Track track, std::string_view name, const json& facts) {
-  const double now = microseconds(Clock::now());
+  const double now = microseconds(Clock::now() - origin_);
   std::lock_guard lock(mutex_);
   name_lane(track, 0);
   const uint64_t id = next_id_++;
   append({{"ph", "b"},
           {"cat", name_of(track)},
           {"name", name},
-          {"id", std::to_string(id)},
+          {"id2", of_this_process(id)},
           {"pid", 1},
           {"tid", tid_of(track, 0)},
           {"ts", now},
@@ -88,12 +95,12 @@ uint64_t Trace::begin(Track track, std::string_view name, const json& facts) {
 }
 
 void Trace::end(Track track, std::string_view name, uint64_t id) {
-  const double now = microseconds(Clock::now());
+  const double now = microseconds(Clock::now() - origin_);
   std::lock_guard lock(mutex_);
   append({{"ph", "e"},
           {"cat", name_of(track)},
           {"name", name},
-          {"id", std::to_string(id)},
+          {"id2", of_this_process(id)},
           {"pid", 1},
           {"tid", tid_of(track, 0)},
           {"ts", now}});
@@ -125,7 +132,7 @@ int Trace::enter(Track track) {
 
 // The end is taken before the lane is free, and the next slice's begin after: they cannot overlap.
 void Trace::leave(Track track, int lane, std::string_view name, Clock::time_point since) {
-  const double begin = microseconds(since), end = microseconds(Clock::now());
+  const Clock::time_point now = Clock::now();
   std::lock_guard lock(mutex_);
   --lanes_[size_t(track)][size_t(lane)].depth;
   append({{"ph", "X"},
@@ -133,8 +140,8 @@ void Trace::leave(Track track, int lane, std::string_view name, Clock::time_poin
           {"name", name},
           {"pid", 1},
           {"tid", tid_of(track, lane)},
-          {"ts", begin},
-          {"dur", end - begin}});
+          {"ts", microseconds(since - origin_)},
+          {"dur", microseconds(now - since)}});
 }
 
 // Makes the lane, once; only tracks that are used appear.
@@ -148,10 +155,6 @@ void Trace::name_lane(Track track, int lane) {
       lane == 0 ? name_of(track) : fmt::format("{} {}", name_of(track), lane + 1);
   append(metadata("thread_name", tid, {{"name", name}}));
   append(metadata("thread_sort_index", tid, {{"sort_index", tid}}));
-}
-
-double Trace::microseconds(Clock::time_point time) const {
-  return std::chrono::duration<double, std::micro>(time - origin_).count();
 }
 
 // The separator comes before an event, so that what is in the file always ends with one.

@@ -67,7 +67,6 @@ class Trace {
   };
 
   void name_lane(Track track, int lane);
-  double microseconds(Clock::time_point time) const;
   void append(const nlohmann::json& event);
   void flush();
 

@@ -73,8 +73,8 @@ class Trace(ProgramTest):
         for e in self.traced():
             if e["ph"] in "be":
                 pairs = begun if e["ph"] == "b" else ended
-                self.assertNotIn(e["id"], pairs)
-                pairs[e["id"]] = e
+                self.assertNotIn(e["id2"]["local"], pairs)
+                pairs[e["id2"]["local"]] = e
         self.assertTrue(begun)
         self.assertEqual(set(begun), set(ended))
         for number, begin in begun.items():

@@ -143,13 +143,13 @@ TEST_F(TraceTest, BeginAndEndOfOverlappingReadsPairUpByNumber) {
   ASSERT_EQ(begins.size(), 2);
   ASSERT_EQ(ends.size(), 2);
   for (int i = 0; i < 2; ++i) {
-    for (const char* key : {"id", "cat", "name", "tid"}) {
+    for (const char* key : {"id2", "cat", "name", "tid"}) {
       EXPECT_EQ(begins[i].at(key), ends[i].at(key)) << key;
     }
     EXPECT_EQ(begins[i].at("args").at("bytes"), i + 1);
     EXPECT_EQ(rows().at(begins[i].at("tid")), "reads in flight");
   }
-  EXPECT_NE(begins[0].at("id"), begins[1].at("id"));
+  EXPECT_NE(begins[0].at("id2"), begins[1].at("id2"));
 }
 
 TEST_F(TraceTest, NamesComeBackAsTheyWere) {
