@@ -257,6 +257,7 @@ void BlockPass::run_stage(const GraphSpan& span, const Stage& stage, WindowJob& 
                         context_.tokens.count(),
                         context_.tokens.seqlen,
                         int64_t(c10::elementSize(context_.compute)),
+                        lane.device.is_host(),
                         job.span.kept_activations};
   const double flop = stage.cost(shape).flop();
   {

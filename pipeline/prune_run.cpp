@@ -35,7 +35,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 // Raised whenever the same recipe would give other bytes, or other records, than before.
-constexpr int kNumericsVersion = 5;
+constexpr int kNumericsVersion = 6;
 
 // Of the memory planned: what one stage freed in small pieces the next cannot use in large ones,
 // and giving pages back at once would have every stage touch new ones.

@@ -19,29 +19,29 @@ double trained_elements(const Architecture& architecture, const RetrainOptions& 
 
 // A block in the backward sweep: effective weights and their gradients, one of them widened and
 // masked, and what the forward kept for it, the gradients of activations replacing that one by one.
-double block_bytes(const Architecture& architecture, double tokens, double element) {
+double block_bytes(const Architecture& architecture, const BatchShape& batch) {
   double weights = 0, kept = 0, widest = 0, largest = 0;
   for (const Half half : {Half::kAttention, Half::kMlp}) {
-    const auto activations = double(kept_activations(architecture, half));
+    const double activations = kept_bytes(architecture, half, batch);
     weights += double(half_parameters(architecture, half));
     kept += activations;
     widest = std::max(widest, activations);
     largest = std::max(largest, double(largest_weight(architecture, half)));
   }
-  return 2 * element * weights + 3 * 4 * largest + tokens * element * (kept + widest);
+  return 2 * batch.element * weights + 3 * 4 * largest + kept + widest;
 }
 
 std::vector<PlanItem> work_items(const Architecture& architecture, uint64_t image_bytes,
-                                 const RetrainOptions& options, int64_t seqlen, double element) {
-  const double tokens = double(options.training.batch_size) * double(seqlen);
+                                 const RetrainOptions& options, const BatchShape& batch) {
+  const double tokens = batch.sequences * double(batch.seqlen);
   const double inputs =
-      double(architecture.num_blocks + 2) * tokens * double(architecture.hidden) * element;
+      double(architecture.num_blocks + 2) * tokens * double(architecture.hidden) * batch.element;
   const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
-                                            int64_t(element));
+                                            int64_t(batch.element));
   const double elements = trained_elements(architecture, options);
   // A saved state is read whole before it is taken over: value, two moments, the best.
-  const double work = std::max({block_bytes(architecture, tokens, element), head,
-                                2 * double(image_bytes), 3 * 4 * elements});
+  const double work =
+      std::max({block_bytes(architecture, batch), head, 2 * double(image_bytes), 3 * 4 * elements});
   // Value, two moments, the best so far, and the candidate that is judged.
   const double trained = 5 * 4 * elements;
   return {{"adapters, their moments, the best so far", uint64_t(trained)},
@@ -54,12 +54,12 @@ std::vector<PlanItem> work_items(const Architecture& architecture, uint64_t imag
 RetrainBudget retrain_budget(const SourceModel& model, const OutputDirectory& output,
                              const RetrainOptions& options, int64_t seqlen,
                              const ResourceOptions& resources, const Device& device) {
-  const auto element =
-      double(c10::elementSize(device.compute_dtype(scalar_type(model.architecture.dtype))));
+  const at::ScalarType compute = device.compute_dtype(scalar_type(model.architecture.dtype));
+  const BatchShape batch{double(options.training.batch_size), seqlen,
+                         double(c10::elementSize(compute)), device.is_host()};
   const uint64_t image = output.largest_image_bytes();
   return resident_budget(model, {{"a shard to be written", image}},
-                         work_items(model.architecture, image, options, seqlen, element), resources,
-                         device);
+                         work_items(model.architecture, image, options, batch), resources, device);
 }
 
 void require_fits(const RetrainBudget& budget) {

@@ -22,8 +22,9 @@ int64_t element_bytes(at::ScalarType dtype) { return int64_t(c10::elementSize(dt
 Cost cost_of(const Architecture& architecture, int64_t windows, int64_t seqlen,
              const Device& device) {
   const at::ScalarType stored = scalar_type(architecture.dtype);
-  return unit_saliency_cost(architecture, windows, seqlen, element_bytes(stored),
-                            element_bytes(device.compute_dtype(stored)));
+  const double element = double(element_bytes(device.compute_dtype(stored)));
+  return unit_saliency_cost(architecture, windows, {1, seqlen, element, device.is_host()},
+                            element_bytes(stored));
 }
 
 /// On the device's thread. What is resident is gone when it returns.

@@ -148,7 +148,8 @@ Cost Calibrate::cost(const SpanShape& shape) const {
           static_cast<double>(shape.num_windows) * parameters * (stored + element);
     }
     cost.bytes_touched += parameters * stored;  // looked at for what is not finite
-    activations = std::max(activations, static_cast<double>(kept_activations(architecture, kind)));
+    activations = std::max(
+        activations, kept_bytes(architecture, kind, {1, shape.seqlen, element, shape.is_host}));
     for (const auto& [name, input] : inputs_of(architecture, kind)) {
       if (options_.wants_sums && shape.compute_bytes != 4) {  // summed in fp32
         widened = std::max(widened, 4.0 * seqlen * static_cast<double>(input.width));
@@ -165,7 +166,7 @@ Cost Calibrate::cost(const SpanShape& shape) const {
       }
     }
   }
-  cost.bytes_held = copies + element * seqlen * activations + widened;
+  cost.bytes_held = copies + activations + widened;
   return cost;
 }
 

@@ -31,6 +31,7 @@ struct SpanShape {
   int64_t num_windows = 0;
   int64_t seqlen = 0;
   int64_t compute_bytes = 4;  // of one element in the compute dtype
+  bool is_host = true;        // computed in the host's memory
   KeptActivations kept_activations = KeptActivations::kAll;
 };
 

@@ -92,8 +92,8 @@ void add_scoring(const PlanInputs& in, std::vector<PlannedStage>& stages) {
   const double tokens = double(in.windows) * double(in.seqlen);
   const int64_t stored_bytes = architecture.dtype == "F32" ? 4 : 2;
   StageWork work;
-  work.cost =
-      unit_saliency_cost(architecture, in.windows, in.seqlen, stored_bytes, in.compute_bytes);
+  work.cost = unit_saliency_cost(
+      architecture, in.windows, {1, in.seqlen, double(in.compute_bytes), in.is_host}, stored_bytes);
   work.attention_products =
       double(architecture.num_blocks) * linear_flop(architecture, Half::kAttention, 3 * tokens);
   stages.push_back(timed(in, "unit scores", work, "calibrate"));

@@ -127,7 +127,7 @@ std::unique_ptr<Stage> forward_stage(const PlanInputs& in, Calibrate::Convert co
 }
 
 SpanShape shape_of(const PlanInputs& in, HalfRange halves, KeptActivations kept) {
-  return {in.architecture, halves, in.windows, in.seqlen, in.compute_bytes, kept};
+  return {in.architecture, halves, in.windows, in.seqlen, in.compute_bytes, in.is_host, kept};
 }
 
 double adapt_reads(const PlanInputs& in) {

@@ -5,8 +5,10 @@ namespace coppice {
 StageWork work_of(const Stage& stage, const std::vector<HalfRange>& windows,
                   const SpanShape& shape) {
   const auto cost_of = [&](HalfRange halves, KeptActivations kept) {
-    return stage.cost(
-        {shape.architecture, halves, shape.num_windows, shape.seqlen, shape.compute_bytes, kept});
+    SpanShape part = shape;
+    part.halves = halves;
+    part.kept_activations = kept;
+    return stage.cost(part);
   };
   // One half's products, with those that are made again where another half follows.
   const auto products_of = [&](int half, int last) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "stages/model/attention_pieces.h"
 #include "stages/model/block_forward.h"
 #include "stages/model/norm.h"
 #include "stages/model/residual.h"
@@ -12,10 +13,6 @@
 
 namespace coppice {
 namespace {
-
-// A window's scores are computed for so many tokens at a time: enough to fill the cores, and the
-// mask stays small.
-constexpr int64_t kWindowedTokens = 512;
 
 /// Projections of sequences of equal length, as heads.
 struct Heads {
@@ -39,18 +36,15 @@ at::Tensor as_heads(const at::Tensor& x, int64_t length, int64_t head_dim) {
 /// Each token sees itself and the window − 1 before it. Source: the mask of transformers'
 /// masking_utils, sliding_window_causal_mask_function.
 at::Tensor attend_window(const Heads& heads, int64_t window) {
-  const int64_t length = heads.q.size(2);
   const at::TensorOptions index = heads.q.options().dtype(at::kLong);
   std::vector<at::Tensor> outputs;
-  for (int64_t first = 0; first < length; first += kWindowedTokens) {
-    const int64_t last = std::min(first + kWindowedTokens, length);
-    const int64_t seen = std::max<int64_t>(0, first - window + 1);  // [seen, last) by any of them
-    const at::Tensor distance = at::arange(first, last, index).unsqueeze(1) -
-                                at::arange(seen, last, index);  // [last − first, last − seen]
+  for (const AttentionPiece& piece : attention_pieces(heads.q.size(2), window)) {
+    const at::Tensor distance = at::arange(piece.first, piece.last, index).unsqueeze(1) -
+                                at::arange(piece.seen, piece.last, index);  // [tokens, keys]
     outputs.push_back(grouped_attention(
-        heads.q.narrow(2, first, last - first), heads.k.narrow(2, seen, last - seen),
-        heads.v.narrow(2, seen, last - seen), distance.ge(0).logical_and_(distance.lt(window)),
-        Causal::kNo));
+        heads.q.narrow(2, piece.first, piece.tokens()), heads.k.narrow(2, piece.seen, piece.keys()),
+        heads.v.narrow(2, piece.seen, piece.keys()),
+        distance.ge(0).logical_and_(distance.lt(window)), Causal::kNo));
   }
   return outputs.size() == 1 ? outputs.front() : at::cat(outputs, 2);
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "stages/model/attention_pieces.h"
+
 namespace coppice {
 namespace {
 
@@ -37,6 +39,46 @@ double flop_a_token(const Architecture& architecture, const LinearSpec& linear) 
 /// Whether it reads what enters the half.
 bool is_first(const Architecture& architecture, const LinearSpec& linear) {
   return linear.part() != architecture.last_linear(linear.half).part();
+}
+
+/// Elements.
+int64_t kept_a_token(const Architecture& architecture, Half half) {
+  // Input, x̂ and gain ∘ x̂, output; x̂ and gain ∘ x̂ of heads.
+  int64_t width = 3 * architecture.hidden + 2 * normed_head_channels(architecture, half);
+  const LinearSpec& last = architecture.last_linear(half);
+  int64_t outputs = last.in;  // and what the last one reads
+  for (const LinearSpec& linear : architecture.linears) {
+    if (linear.half == half && linear.expert <= 0) outputs += linear.out;  // of one expert
+  }
+  if (!architecture.has_experts(half)) return width + outputs;
+  // Logits, probabilities and what the softmax keeps; of every expert of a token its rows of x̂ and
+  // gain ∘ x̂, and the output before it is weighted.
+  const ExpertSpec& experts = architecture.experts;
+  return width + 3 * experts.count + experts.per_token * (outputs + 3 * architecture.hidden);
+}
+
+/// Elements beside what every token keeps: of attention in windows the masks of all pieces, which
+/// sequences share, and the pieces' outputs; and keys and values where heads do not share them.
+double kept_by_attention(const Architecture& architecture, const BatchShape& batch) {
+  const auto channels = static_cast<double>(architecture.heads * architecture.head_dim);
+  const auto of_keys = static_cast<double>(architecture.kv_heads * architecture.head_dim);
+  const auto length = static_cast<double>(batch.seqlen);
+  const bool has_groups = architecture.heads != architecture.kv_heads;
+  double most = 0;
+  if (!batch.is_host && has_groups && batch.element == 4) {  // in place of the shared ones
+    most = batch.sequences * length * 2 * (channels - of_keys);
+  }
+  for (const int64_t window : architecture.attention_windows) {
+    if (window == 0 || window >= batch.seqlen) continue;
+    double masks = 0, keys = 0;
+    for (const AttentionPiece& piece : attention_pieces(batch.seqlen, window)) {
+      masks += static_cast<double>(piece.tokens() * piece.keys());
+      keys += static_cast<double>(piece.keys());
+    }
+    const double spread = !batch.is_host && has_groups ? 2 * keys * channels : 0;
+    most = std::max(most, masks + batch.sequences * (length * channels + spread));
+  }
+  return most;
 }
 
 }  // namespace
@@ -131,19 +173,12 @@ TouchedElements touched_activations(const Architecture& architecture, Half half)
   return touched;
 }
 
-int64_t kept_activations(const Architecture& architecture, Half half) {
-  // Input, x̂ and gain ∘ x̂, output; x̂ and gain ∘ x̂ of heads.
-  int64_t width = 3 * architecture.hidden + 2 * normed_head_channels(architecture, half);
-  const LinearSpec& last = architecture.last_linear(half);
-  int64_t outputs = last.in;  // and what the last one reads
-  for (const LinearSpec& linear : architecture.linears) {
-    if (linear.half == half && linear.expert <= 0) outputs += linear.out;  // of one expert
-  }
-  if (!architecture.has_experts(half)) return width + outputs;
-  // Logits, probabilities and what the softmax keeps; of every expert of a token its rows of x̂ and
-  // gain ∘ x̂, and the output before it is weighted.
-  const ExpertSpec& experts = architecture.experts;
-  return width + 3 * experts.count + experts.per_token * (outputs + 3 * architecture.hidden);
+double kept_bytes(const Architecture& architecture, Half half, const BatchShape& batch) {
+  const double tokens = batch.sequences * static_cast<double>(batch.seqlen);
+  const double attention =
+      half == Half::kAttention ? kept_by_attention(architecture, batch) : double{0};
+  return batch.element *
+         (tokens * static_cast<double>(kept_a_token(architecture, half)) + attention);
 }
 
 }  // namespace coppice

@@ -33,9 +33,18 @@ double attention_flop(const Architecture& architecture, Half half, double tokens
 /// Elements of the largest weight of the half.
 int64_t largest_weight(const Architecture& architecture, Half half);
 
-/// Widths of what one forward pass keeps for its backward, summed: elements per token. Exact for
-/// experts, too: a token goes through as many as any other.
-int64_t kept_activations(const Architecture& architecture, Half half);
+/// Sequences of one length that go through a half at once.
+struct BatchShape {
+  double sequences = 1;
+  int64_t seqlen = 0;
+  double element = 4;   // bytes, in the compute dtype
+  bool is_host = true;  // see grouped_attention()
+};
+
+/// Bytes that one forward pass keeps for its backward, tensor by tensor; where windows of attention
+/// differ, of the block that keeps most. Exact for experts, too: a token goes through as many as
+/// any other.
+double kept_bytes(const Architecture& architecture, Half half, const BatchShape& batch);
 
 /// Elements per token that the half reads and writes outside of its products and its attention.
 /// Counted pass by pass over the code of attention.cpp and mlp.cpp.

@@ -66,16 +66,15 @@ at::Tensor mixture_output(const Architecture& architecture, const BlockWeights& 
   const Linear router{weights.router, {}};
   const Routing routing = route(architecture.experts, outputs_of(input, {&router}).front());
   at::Tensor sum = at::zeros_like(input.rows.value);  // [tokens, hidden]
-  int64_t first = 0;
-  for (int expert = 0; expert < architecture.experts.count; ++expert) {
-    const int64_t count = routing.counts[static_cast<size_t>(expert)];
-    const at::Tensor tokens = routing.tokens.narrow(0, first, count);
+  const std::vector<HalfInput> inputs = parts_of(input, routing.tokens, routing.counts);
+  const std::vector<at::Tensor> tokens = routing.tokens.split_with_sizes(routing.counts);
+  const std::vector<at::Tensor> shares = routing.weights.split_with_sizes(routing.counts);
+  for (size_t expert = 0; expert < inputs.size(); ++expert) {
     const at::Tensor output =
-        mlp_output(architecture, weights, expert, rows_of(input, tokens), observe);
-    if (count == 0) continue;
-    const at::Tensor weighted = output * routing.weights.narrow(0, first, count);
-    sum.index_add_(0, tokens, weighted.to(sum.scalar_type()));
-    first += count;
+        mlp_output(architecture, weights, static_cast<int>(expert), inputs[expert], observe);
+    if (!output.defined()) continue;  // nothing was routed to it
+    const at::Tensor weighted = output * shares[expert];
+    sum.index_add_(0, tokens[expert], weighted.to(sum.scalar_type()));
   }
   return sum;
 }

@@ -20,10 +20,18 @@ HalfInput half_input(const Architecture& architecture, const BlockWeights& weigh
   return {norm_rows(architecture, *norm, x), norm};
 }
 
-HalfInput rows_of(const HalfInput& input, const at::Tensor& tokens) {
-  const auto rows = [&](const at::Tensor& x) { return x.index_select(0, tokens); };
-  if (input.norm == nullptr) return {{{}, rows(input.rows.value)}, nullptr};
-  return {{rows(input.rows.x_hat), rows(input.rows.value)}, input.norm};
+std::vector<HalfInput> parts_of(const HalfInput& input, const at::Tensor& tokens,
+                                const std::vector<int64_t>& counts) {
+  std::vector<HalfInput> parts(counts.size(), HalfInput{{}, input.norm});
+  const auto cut = [&](at::Tensor NormedRows::*rows) {
+    const at::Tensor& all = input.rows.*rows;
+    if (!all.defined()) return;
+    const std::vector<at::Tensor> cuts = all.index_select(0, tokens).split_with_sizes(counts);
+    for (size_t part = 0; part < parts.size(); ++part) parts[part].rows.*rows = cuts[part];
+  };
+  cut(&NormedRows::x_hat);
+  cut(&NormedRows::value);
+  return parts;
 }
 
 std::vector<at::Tensor> outputs_of(const HalfInput& input,

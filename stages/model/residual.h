@@ -20,8 +20,10 @@ struct HalfInput {
 HalfInput half_input(const Architecture& architecture, const BlockWeights& weights, Half half,
                      const at::Tensor& x);
 
-/// The rows that `tokens` [n] int64 name.
-HalfInput rows_of(const HalfInput& input, const at::Tensor& tokens);
+/// The rows that `tokens` [Σ counts] int64 name, cut in parts of `counts` rows. On the way back all
+/// parts become one gradient.
+std::vector<HalfInput> parts_of(const HalfInput& input, const at::Tensor& tokens,
+                                const std::vector<int64_t>& counts);
 
 /// What linears make of it, in the order asked for.
 std::vector<at::Tensor> outputs_of(const HalfInput& input,

@@ -84,7 +84,4 @@ class MatrixTrainer {
   std::vector<Matrix> matrices_;
 };
 
-/// Of the half-blocks of a window, one after the other.
-Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options);
-
 }  // namespace coppice

@@ -120,22 +120,22 @@ std::optional<NamedTensors> unit_saliency(const ResidentModel& model, const at::
   return saliency.means(windows);
 }
 
-Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, int64_t length,
-                        int64_t stored_bytes, int64_t compute_bytes) {
-  const auto element = static_cast<double>(compute_bytes),
-             stored = static_cast<double>(stored_bytes);
-  const auto tokens = static_cast<double>(length);
+Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const BatchShape& window,
+                        int64_t stored_bytes) {
+  const double element = window.element;
+  const auto stored = static_cast<double>(stored_bytes);
+  const auto tokens = static_cast<double>(window.seqlen);
   Cost block;                         // of one block, for one window
   double weights = 0, consumers = 0;  // elements
   double largest = 0;                 // of the consumers
-  double kept = 0, widest = 0;        // elements a token
+  double kept = 0, widest = 0;        // bytes of activations
   for (const Half half : {Half::kAttention, Half::kMlp}) {
     // Forward twice; back the derivatives by inputs, and two and a half times its attention.
     block.product_flop += linear_flop(architecture, half, 3 * tokens);
     block.attention_flop += attention_flop(architecture, half, 4.5 * tokens, tokens);
     const TouchedElements touched = touched_activations(architecture, half);
     block.bytes_touched += element * tokens * (2 * touched.forward + touched.backward);
-    const auto activations = static_cast<double>(kept_activations(architecture, half));
+    const double activations = kept_bytes(architecture, half, window);
     weights += static_cast<double>(half_parameters(architecture, half));
     kept += activations;
     widest = std::max(widest, activations);
@@ -146,7 +146,7 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, int64
       block.product_flop += 2 * tokens * architecture.share_of_tokens(*units.consumer) * consumer;
     }
   }
-  const bool is_converted = stored_bytes != compute_bytes;
+  const bool is_converted = stored != element;
   // Weights converted both ways; of consumers two factors, their product in fp32 and in fp64.
   block.bytes_touched += is_converted ? 2 * weights * (stored + element) : 0;
   block.bytes_touched += consumers * (2 * element + 2 * 4 + 2 * 8);
@@ -164,9 +164,9 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, int64
   // What enters every block; a block converted, its consumers' gradients, one's products, what the
   // forward kept, the gradients of activations replacing that one by one; or the head.
   const double at_work = (is_converted ? element * weights : 0) + element * consumers +
-                         (2 * 4 + 8) * largest + tokens * element * (kept + widest);
-  const double head =
-      next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(), compute_bytes);
+                         (2 * 4 + 8) * largest + kept + widest;
+  const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
+                                            static_cast<int64_t>(element));
   cost.bytes_held = (blocks + 2) * tokens * static_cast<double>(architecture.hidden) * element +
                     std::max(at_work, head);
   return cost;

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "stages/cost.h"
+#include "stages/model/half_cost.h"  // BatchShape
 #include "stages/retrain/resident_model.h"
 
 namespace coppice {
@@ -35,9 +36,9 @@ using SaliencyStop = std::function<bool(int64_t windows_done)>;
 std::optional<NamedTensors> unit_saliency(const ResidentModel& model, const at::Tensor& ids,
                                           const SaliencyStop& stop = {});
 
-/// What that takes, of the whole model; bytes_held beside the model as it is stored. Sizes of an
-/// element in bytes.
-Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, int64_t length,
-                        int64_t stored_bytes, int64_t compute_bytes);
+/// What that takes, of the whole model, a window of one sequence at a time; bytes_held beside the
+/// model as it is stored, with so many bytes an element.
+Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const BatchShape& window,
+                        int64_t stored_bytes);
 
 }  // namespace coppice

@@ -8,7 +8,6 @@
 
 #include "stages/calibrate.h"
 #include "stages/ops/squared_error.h"
-#include "stages/reconstruct/schedule.h"
 #include "stages/reconstruct/window_loss.h"
 #include "tests/support/golden.h"
 #include "tests/support/tiny_moe.h"
@@ -300,9 +299,9 @@ ReconstructOptions solved_by(Solver solver) {
 /// Wider than deep: nothing of a window of few tokens generalises.
 struct FittedSpan : TinySpan {
   explicit FittedSpan(at::ScalarType stored = at::kFloat) : TinySpan(60, stored, at::kFloat) {
-    WindowJob job{this->job, this->job.halves};
+    WindowJob whole{job, job.halves};
     const std::map<int, testing::Windows> held = boundaries.held;
-    Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25}).run(job);
+    Calibrate({.statistics = Calibrate::Statistics::kGram, .held_out_fraction = 0.25}).run(whole);
     boundaries.held = held;
   }
 };
@@ -477,168 +476,6 @@ TEST(Reconstruct, RestartIsAFreshRunAtHalfTheRate) {
 TEST(Reconstruct, OneCalibrationWindowIsTooFew) {
   TinySpan span(1, at::kFloat, at::kFloat);
   EXPECT_THROW(run(span, kMlp, options_with(1e-2)), std::invalid_argument);
-}
-
-// ---- cost ----
-
-SpanShape shape_of(const Architecture& architecture, HalfRange halves, int64_t num_windows) {
-  return {architecture, halves, num_windows, TinySpan::kSeqlen, 4};
-}
-
-double forward_flop(const LinearSpec& linear, double tokens) {
-  return 2 * tokens * static_cast<double>(linear.in) * static_cast<double>(linear.out);
-}
-
-/// What a run reads: every window announced, by inputs and targets each.
-struct WindowsRead {
-  double trained = 0, evaluated = 0;
-};
-WindowsRead windows_read(const TinySpan& span, size_t num_training) {
-  WindowsRead read;
-  for (const std::vector<int>& order : span.boundaries.announced) {
-    (order.size() == num_training ? read.trained : read.evaluated) += double(order.size()) / 2;
-  }
-  return read;
-}
-
-class ReconstructCost : public ::testing::TestWithParam<HalfRange> {};
-
-// Forward, gradient of the weight, gradient of the input: one product each.
-TEST_P(ReconstructCost, CountsTheProductsOfARun) {
-  TinySpan span(kWindows, at::kFloat, at::kFloat);
-  const ReconstructOptions options = options_with(1e-2, 3);
-  ASSERT_THAT(run(span, GetParam(), options).fallback, IsEmpty());
-  const WindowsRead read = windows_read(span, 6);
-  const double trained = read.trained * TinySpan::kSeqlen;
-  const double evaluated = read.evaluated * TinySpan::kSeqlen;
-  double flop = 0;
-  for (int half = GetParam().first; half < GetParam().last; ++half) {
-    for (const LinearSpec& linear : span.architecture.linears) {
-      if (linear.half != half_of(half)) continue;
-      const bool reads_the_cache = half == GetParam().first && linear.input.ends_with("_in");
-      flop += forward_flop(linear, trained + evaluated) + forward_flop(linear, trained) +
-              (reads_the_cache ? 0 : forward_flop(linear, trained));
-    }
-    if (half_of(half) != Half::kAttention) continue;
-    // Scores and their weighted sum over half of the square; backward two and a half times as much.
-    const double width = double(span.architecture.heads * span.architecture.head_dim);
-    flop += 2 * TinySpan::kSeqlen * width * (3.5 * trained + evaluated);
-  }
-  EXPECT_DOUBLE_EQ(
-      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).flop(), flop);
-}
-
-TEST_P(ReconstructCost, MovesTheWindowsThatARunReads) {
-  TinySpan span(kWindows, at::kFloat, at::kFloat);
-  const ReconstructOptions options = options_with(1e-2, 3);
-  ASSERT_THAT(run(span, GetParam(), options).fallback, IsEmpty());
-  const WindowsRead read = windows_read(span, 6);
-  const double window_bytes = TinySpan::kSeqlen * double(span.architecture.hidden) * 4;
-  EXPECT_EQ(
-      Reconstruct(options).cost(shape_of(span.architecture, GetParam(), kWindows)).bytes_moved,
-      2 * (read.trained + read.evaluated) * window_bytes);
-}
-
-INSTANTIATE_TEST_SUITE_P(Windows, ReconstructCost, ::testing::Values(kAttention, kMlp, kBlock));
-
-TEST(Reconstruct, CostOfABlockAddsTheWayBackThroughItsMlp) {
-  const Architecture architecture = testing::tiny_llama();
-  const Reconstruct stage(options_with(1e-2, 3));
-  const auto flop = [&](HalfRange halves) {
-    return stage.cost(shape_of(architecture, halves, kWindows)).flop();
-  };
-  const double trained = 3 * 6 * TinySpan::kSeqlen;
-  EXPECT_DOUBLE_EQ(flop(kBlock) - flop(kAttention) - flop(kMlp),
-                   forward_flop(architecture.linear("gate"), trained) +
-                       forward_flop(architecture.linear("up"), trained));
-}
-
-TEST(Reconstruct, CostHoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
-  const Architecture architecture = testing::tiny_llama();
-  int64_t parameters = 0;
-  for (const NamedShape& tensor : block_tensors(architecture, 0)) {
-    parameters += tensor.shape[0] * (tensor.shape.size() == 2 ? tensor.shape[1] : 1);
-  }
-  const auto held = [&](int batch_size, int64_t num_windows) {
-    ReconstructOptions options = options_with(1e-2);
-    options.batch_size = batch_size;
-    return Reconstruct(options).cost(shape_of(architecture, kBlock, num_windows)).bytes_held;
-  };
-  // Master, two moments and gradient in fp32, the mask; what the gain's gradient is summed from.
-  const double largest = double(architecture.ffn * architecture.hidden) * 4;
-  EXPECT_EQ(2 * held(500, kWindows) - held(1000, kWindows),
-            double(parameters) * (4 * 4 + 1) + largest);
-  EXPECT_EQ(held(2, kWindows), held(2, 1000));
-}
-
-TEST(Reconstruct, ActivationsComputedAgainCostOneMoreForwardOfAllHalvesButTheLast) {
-  const Architecture architecture = testing::tiny_llama(2);
-  const Reconstruct stage(options_with(1e-2, 3));
-  SpanShape shape = shape_of(architecture, {0, 4}, kWindows);
-  const Cost all = stage.cost(shape);
-  shape.kept_activations = KeptActivations::kOfOneHalf;
-  const Cost of_one = stage.cost(shape);
-  const double trained = 3 * 6 * TinySpan::kSeqlen;
-  double again = 2 * 2 * TinySpan::kSeqlen * double(architecture.heads * architecture.head_dim) *
-                 trained;  // attention, of both blocks
-  for (const LinearSpec& linear : architecture.linears) {
-    again += (linear.half == Half::kAttention ? 2 : 1) * forward_flop(linear, trained);
-  }
-  EXPECT_DOUBLE_EQ(of_one.flop() - all.flop(), again);
-  EXPECT_LT(of_one.bytes_held, all.bytes_held);
-  shape.halves = kMlp;
-  EXPECT_EQ(stage.cost(shape).bytes_held,
-            stage.cost(shape_of(architecture, kMlp, kWindows)).bytes_held);
-}
-
-TEST(Reconstruct, CostOfNoWindowsIsNone) {
-  const Architecture architecture = testing::tiny_llama();
-  const Cost cost = Reconstruct(options_with(1e-2)).cost(shape_of(architecture, kBlock, 0));
-  EXPECT_EQ(cost.flop(), 0);
-  EXPECT_EQ(cost.bytes_moved, 0);
-}
-
-// ---- schedule ----
-
-TEST(Schedule, RateRisesToItsPeakAndFallsAndIsNeverZero) {
-  const ReconstructOptions options = options_with(1);
-  std::vector<double> rates;
-  rates.reserve(60);
-  for (int step = 0; step < 60; ++step) rates.push_back(learning_rate(options, step, 60));
-  EXPECT_GT(rates.front(), 0);
-  EXPECT_DOUBLE_EQ(rates[5], 1);  // after a tenth of the steps
-  EXPECT_TRUE(std::is_sorted(rates.begin(), rates.begin() + 6));
-  EXPECT_TRUE(std::is_sorted(rates.rbegin(), rates.rend() - 6));
-  EXPECT_GT(rates.back(), 0);
-  EXPECT_LT(rates.back(), 0.02);
-}
-
-TEST(Schedule, OneStepRunsAtFullRate) { EXPECT_EQ(learning_rate(options_with(1), 0, 1), 1); }
-
-TEST(Schedule, HeldOutWindowsAreAShareRoundedUpAndLeaveOneToTrainOn) {
-  EXPECT_EQ(num_held_out(1.0 / 16, 128), 8);
-  EXPECT_EQ(num_held_out(1.0 / 16, 129), 9);
-  EXPECT_EQ(num_held_out(1.0 / 16, 2), 1);
-  EXPECT_EQ(num_held_out(0.07, 100), 7);
-  EXPECT_EQ(num_held_out(0, 5), 1);
-  EXPECT_EQ(num_held_out(0.99, 5), 4);
-}
-
-TEST(Schedule, OrderIsAscendingUnlessShuffled) {
-  EXPECT_THAT(epoch_order({}, "w", 3, 4), ::testing::ElementsAre(0, 1, 2, 3));
-}
-
-TEST(Schedule, ShuffleIsAFunctionOfSeedNameAndEpoch) {
-  ReconstructOptions options;
-  options.shuffle = true;
-  const std::vector<int> order = epoch_order(options, "model.layers.0.mlp", 0, 16);
-  EXPECT_EQ(order, epoch_order(options, "model.layers.0.mlp", 0, 16));
-  EXPECT_NE(order, epoch_order(options, "model.layers.0.mlp", 1, 16));
-  EXPECT_NE(order, epoch_order(options, "model.layers.1.mlp", 0, 16));
-  ReconstructOptions other_seed = options;
-  other_seed.seed = 1;
-  EXPECT_NE(order, epoch_order(other_seed, "model.layers.0.mlp", 0, 16));
-  EXPECT_THAT(order, ::testing::UnorderedElementsAreArray(epoch_order({}, "", 0, 16)));
 }
 
 // ---- experts ----

@@ -29,7 +29,7 @@ TEST(StageTime, IsTheSumOfEachKindOfWorkByItsRate) {
 TEST(StageTime, WindowsOfABlockAddUpAndTellTheirHalves) {
   const Architecture architecture = testing::tiny_llama();
   const SpanShape shape{architecture, {0, 2}, 8, 16, 4};
-  const auto forward = forward_stage({}, {});
+  const auto forward = forward_stage(PruneOptions{}, ReconstructOptions{});
   const StageWork whole = work_of(*forward, {{0, 2}}, shape);
   const StageWork halves = work_of(*forward, {{0, 1}, {1, 2}}, shape);
   EXPECT_DOUBLE_EQ(whole.cost.product_flop, halves.cost.product_flop);
@@ -40,7 +40,7 @@ TEST(StageTime, WindowsOfABlockAddUpAndTellTheirHalves) {
 
 TEST(StageTime, TwiceTheWorkHoldsNoMoreMemory) {
   const Architecture architecture = testing::tiny_llama();
-  const auto forward = forward_stage({}, {});
+  const auto forward = forward_stage(PruneOptions{}, ReconstructOptions{});
   const StageWork once = work_of(*forward, {{0, 2}}, {architecture, {0, 2}, 8, 16, 4});
   const StageWork twice = 2 * once;
   EXPECT_DOUBLE_EQ(modelled_seconds(twice, kRates), 2 * modelled_seconds(once, kRates));

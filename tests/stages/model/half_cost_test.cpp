@@ -15,6 +15,11 @@ namespace {
 constexpr Half kHalves[] = {Half::kAttention, Half::kMlp};
 constexpr double kTokens = 70;
 
+/// Elements that one token alone keeps.
+double kept_a_token(const Architecture& architecture, Half half) {
+  return kept_bytes(architecture, half, {.sequences = 1, .seqlen = 1, .element = 1});
+}
+
 TEST(HalfCost, ParametersOfBothHalvesAreTheTensorsOfABlock) {
   const Architecture architecture = testing::tiny_llama();
   int64_t attention = 0, mlp = 0;
@@ -99,11 +104,10 @@ TEST(HalfCost, BiasesOfNormsAreParameters) {
 
 TEST(HalfCost, NormsOfHeadsAreKept) {
   Architecture a = testing::tiny_llama();
-  const int64_t before = kept_activations(a, Half::kAttention);
+  const double before = kept_a_token(a, Half::kAttention);
   a.norms.push_back({"q_norm", "self_attn.q_norm", Half::kAttention, a.head_dim});
   a.norms.push_back({"k_norm", "self_attn.k_norm", Half::kAttention, a.head_dim});
-  EXPECT_EQ(kept_activations(a, Half::kAttention) - before,
-            2 * (a.heads + a.kv_heads) * a.head_dim);
+  EXPECT_EQ(kept_a_token(a, Half::kAttention) - before, 2 * (a.heads + a.kv_heads) * a.head_dim);
 }
 
 TEST(HalfCost, MlpAttendsToNothing) {
@@ -114,8 +118,8 @@ TEST(HalfCost, MlpAttendsToNothing) {
 TEST(HalfCost, KeptActivationsAreCountedTensorByTensor) {
   const Architecture a = testing::tiny_llama();
   const int64_t q = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
-  EXPECT_EQ(kept_activations(a, Half::kAttention), 3 * a.hidden + (q + kv + kv) + q + a.hidden);
-  EXPECT_EQ(kept_activations(a, Half::kMlp), 3 * a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
+  EXPECT_EQ(kept_a_token(a, Half::kAttention), 3 * a.hidden + (q + kv + kv) + q + a.hidden);
+  EXPECT_EQ(kept_a_token(a, Half::kMlp), 3 * a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
 }
 
 TEST(HalfCost, AllExpertsAndTheRouterAreParameters) {
@@ -147,7 +151,7 @@ TEST(HalfCost, AnExpertReadsItsShareOfTheTokens) {
 // gain ∘ x̂, gate, up and what down reads, its output and that weighted.
 TEST(HalfCost, KeptActivationsOfExpertsAreCountedTensorByTensor) {
   const Architecture a = testing::tiny_moe();
-  EXPECT_EQ(kept_activations(a, Half::kMlp),
+  EXPECT_EQ(kept_a_token(a, Half::kMlp),
             3 * a.hidden + 3 * 5 + 2 * (2 * a.hidden + 3 * a.ffn + 2 * a.hidden));
 }
 

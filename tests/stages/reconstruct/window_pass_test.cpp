@@ -1,20 +1,19 @@
 #include "stages/reconstruct/window_pass.h"
 
 #include <ATen/TensorOperators.h>
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <memory>
 
 #include "stages/model/half_cost.h"
+#include "tests/support/held_tensors.h"
 #include "tests/support/tiny_llama.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
 namespace {
 
+using testing::HeldTensors;
 using testing::IsIdenticalTo;
 using testing::TinySpan;
 
@@ -88,29 +87,14 @@ TEST(WindowPass, GradientsOfTwoBatchesAddUp) {
   EXPECT_THAT(twice.at(0).linears.at("q").weight.grad(), IsIdenticalTo(gradient + gradient));
 }
 
-/// Bytes of tensors that this thread holds at once, at most.
-class PeakOfTensors final : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
-    held_ += bytes;
-    peak_ = std::max(peak_, held_);
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t peak() const { return peak_; }
-
- private:
-  int64_t held_ = 0, peak_ = 0;
-};
-
 constexpr int kTimes = 64;  // so that activations are what counts
 
 int64_t peak_of(const TinySpan& span) {
   const WindowBlocks leaves = leaves_of(span);
   pass_through(span, leaves, kTimes);  // gradients are there
-  const auto memory = std::make_shared<PeakOfTensors>();
-  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
+  const HeldTensors held;
   pass_through(span, leaves, kTimes);
-  return memory->peak();
+  return held.peak();
 }
 
 TEST(WindowPass, ActivationsTakeNoMoreMemoryThanThePlanCountsAndOfOneHalfMuchLess) {
@@ -118,12 +102,14 @@ TEST(WindowPass, ActivationsTakeNoMoreMemoryThanThePlanCountsAndOfOneHalfMuchLes
   const auto all = double(peak_of(span));
   span.job.kept_activations = KeptActivations::kOfOneHalf;
   const auto of_one = double(peak_of(span));
-  const double attention = double(kept_activations(span.architecture, Half::kAttention));
-  const double mlp = double(kept_activations(span.architecture, Half::kMlp));
+  const BatchShape batch{kTimes, TinySpan::kSeqlen};
+  const double attention = kept_bytes(span.architecture, Half::kAttention, batch);
+  const double mlp = kept_bytes(span.architecture, Half::kMlp, batch);
+  const double inputs = 3.0 * kTimes * TinySpan::kSeqlen * double(span.architecture.hidden) * 4;
   // Reconstruct::cost: what is kept, and gradients of twice the widest half while they replace it.
-  const double widest = std::max(attention, mlp), bytes = TinySpan::kSeqlen * kTimes * 4;
-  EXPECT_LT(all, bytes * (2 * attention + 2 * mlp + widest));
-  EXPECT_LT(of_one, bytes * (3 * double(span.architecture.hidden) + widest + widest));
+  const double widest = std::max(attention, mlp);
+  EXPECT_LT(all, 2 * attention + 2 * mlp + widest);
+  EXPECT_LT(of_one, inputs + widest + widest);
   EXPECT_LT(of_one, 0.65 * all);
 }
 

@@ -190,12 +190,12 @@ TEST(UnitSaliency, WantsAWindowAndANextToken) {
 
 TEST(UnitSaliency, CostGrowsWithWindowsButForWhatIsHeld) {
   const Architecture architecture = tiny_pruned_model().architecture;
-  const Cost one = unit_saliency_cost(architecture, 1, 64, 2, 4);
-  const Cost four = unit_saliency_cost(architecture, 4, 64, 2, 4);
+  const Cost one = unit_saliency_cost(architecture, 1, {1, 64, 4}, 2);
+  const Cost four = unit_saliency_cost(architecture, 4, {1, 64, 4}, 2);
   EXPECT_DOUBLE_EQ(four.product_flop, 4 * one.product_flop);
   EXPECT_DOUBLE_EQ(four.attention_flop, 4 * one.attention_flop);
   EXPECT_DOUBLE_EQ(four.bytes_held, one.bytes_held);
-  EXPECT_GT(one.bytes_held, unit_saliency_cost(architecture, 1, 64, 4, 4).bytes_held - 1);
+  EXPECT_GT(one.bytes_held, unit_saliency_cost(architecture, 1, {1, 64, 4}, 4).bytes_held - 1);
 }
 
 }  // namespace
