@@ -339,6 +339,8 @@ void BlockPass::store(GraphSpan& span) {
   }
   record(span);
   recorded(2 * what.first_block);
+  const bool is_last = what.last_block == context_.model.architecture.num_blocks;
+  if (is_last && !keeps_last_boundary_) expire(2 * what.last_block);  // only targets
 }
 
 }  // namespace coppice

@@ -7,6 +7,7 @@
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/interrupt.h"
 #include "pipeline/telemetry/process.h"
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 
@@ -48,7 +49,7 @@ std::optional<SourceModel> ForwardRun::open_reference(const Check& check) const 
 }
 
 std::unique_ptr<ForwardPass> ForwardRun::make_pass(const SourceModel& model, const char* cache) {
-  fs::create_directories(options_.work / cache);
+  make_directories(options_.work / cache);
   return std::make_unique<ForwardPass>(model, tokens_, machine_, options_.work / cache,
                                        [this](int) { progress_.now(at_work_); });
 }

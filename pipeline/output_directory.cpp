@@ -236,7 +236,10 @@ fs::path OutputDirectory::masks_shard(int block) const {
 }
 
 FileRecord OutputDirectory::write_masks(int block, std::span<const std::byte> image) const {
-  if (fs::create_directories(path_ / "masks")) sync_directory(path_);
+  if (!fs::exists(path_ / "masks")) {
+    make_directories(path_ / "masks");
+    sync_directory(path_);
+  }
   FileRecord file = write_shard(masks_shard(block), image);
   file.name = "masks/" + file.name;
   return file;

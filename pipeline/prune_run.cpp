@@ -8,24 +8,22 @@
 
 #include "configs/errors.h"   // ConfigError
 #include "pipeline/errors.h"  // exit_code
+#include "pipeline/finish_run.h"
 #include "pipeline/heap.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/machine.h"
-#include "pipeline/plan/plan_text.h"
 #include "pipeline/prune_pass.h"
 #include "pipeline/run_checks.h"
 #include "pipeline/space_guard.h"
 #include "pipeline/survey_pass.h"
-#include "pipeline/telemetry/model_card.h"
 #include "pipeline/telemetry/process.h"
-#include "pipeline/telemetry/sweep_table.h"
 #include "pipeline/telemetry/trace.h"
 #include "pipeline/token_windows.h"
 #include "pipeline/unit_saliency_pass.h"
 #include "pipeline/unit_trials_run.h"
 #include "stages/layer_similarity.h"  // removed_blocks
-#include "stages/propagation.h"
 #include "stages/units/slice.h"
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 namespace {
@@ -64,11 +62,7 @@ class PruneRun {
   void limit_heap_to_plan() const;
   bool score_units(PassContext& context);
   bool survey(PassContext& context);
-  json report_head(size_t recipe) const;
   RunTotals totals(const PassContext& context) const;
-  json finish(size_t recipe, const json& totals, const RunTotals& measured);
-  json finish_all(const PassContext& context);
-  void remove_scratch();
 
   const PruneRunOptions& options_;
   Clock::time_point start_ = Clock::now();
@@ -183,7 +177,8 @@ void PruneRun::copy_outer(const WorkLeft& left) {
     if (!output.is_written || state_->has_outer(recipe)) continue;
     const TraceSlice slice(trace_.get(), Track::kShardWrites, "outside the blocks");
     FileRecord file;
-    fs::create_directories(output.directory.path());
+    space_.with_room(output.directory.path(), 0,
+                     [&] { make_directories(output.directory.path()); });
     space_.with_room(options_.output, plan_inputs_->outer_bytes / uint64_t(left.outer_copies),
                      [&] { file = output.directory.write_outer(); });
     machine_.meters().reads.add_bytes(file.bytes);
@@ -228,7 +223,7 @@ RunResult PruneRun::execute() {
   std::vector<fs::path> directories;
   directories.reserve(outputs_.size());
   for (const RecipeOutput& output : outputs_) directories.push_back(output.directory.path());
-  fs::create_directories(options_.output);
+  make_directories(options_.output);
   state_ = std::make_unique<RunState>(options_.work, directories, fingerprint(), options_.resume,
                                       options_.resume_command);
   if (state_->is_finished()) return {RunOutcome::kAlreadyFinished, {}};
@@ -276,41 +271,8 @@ RunResult PruneRun::execute() {
   }
   // A signal in the last block ends no work, but a wait for room, and who runs trials asks for it.
   const InterruptGuard guard(InterruptGuard::Earlier::kKeep);
-  return {RunOutcome::kFinished, finish_all(context)};
-}
-
-// ---- the end ------------------------------------------------------------------------------------
-
-json PruneRun::report_head(size_t recipe) const {
-  const Device& device = machine_.device();
-  const double measured = plan_inputs_->rates.mlp_product_flop;
-  const json product_rate = measured > 0 ? json(measured) : json();
-  json head = {{"version", COPPICE_VERSION},
-               {"command", options_.command},
-               {"model", model_report(model_)},
-               {"machine",
-                {{"device", machine_.device_names()},
-                 {"description", device.description()},
-                 {"compute_dtype", c10::toString(compute_)},
-                 {"product_flop_per_second", product_rate},
-                 {"io_engine", machine_.engine().name()}}},
-               {"recipe", recipe_json(options_.recipes[recipe].recipe)},
-               {"calibration",
-                {{"nsamples", tokens_.num_sequences()},
-                 {"seqlen", tokens_.seqlen},
-                 {"tokens", tokens_.num_tokens()},
-                 {"dataset_sha256", tokens_.dataset_sha256}}}};
-  json found = recipes_[recipe].found;
-  if (!options_.measured.empty() && !options_.measured[recipe].is_null()) {
-    found["allocation"] = options_.measured[recipe];
-  }
-  if (!found.is_null()) head["survey"] = found;
-  if (options_.sweep) {
-    head["sweep"] = {{"name", outputs_[recipe].name},
-                     {"recipes", outputs_.size()},
-                     {"held_out_loss", state_->judged().at("losses").at(recipe)}};
-  }
-  return head;
+  return {RunOutcome::kFinished,
+          finish_run({context, options_, outputs_, recipes_, *plan_inputs_, totals(context)})};
 }
 
 RunTotals PruneRun::totals(const PassContext& context) const {
@@ -322,73 +284,6 @@ RunTotals PruneRun::totals(const PassContext& context) const {
   totals.stages = context.stage_totals;
   totals.streamed_seconds = seconds_since(stream_start_);
   return totals;
-}
-
-// Everything but the index first: the directory loads the moment it is complete.
-json PruneRun::finish(size_t recipe, const json& totals, const RunTotals& measured) {
-  json report = run_report(report_head(recipe), state_->block_reports(recipe), totals);
-  report["plan"] = plan_against_run(plan_json(plan_, *plan_inputs_), machine_.meters(), measured);
-  const RecipeOutput& output = outputs_[recipe];
-  const fs::path& directory = output.directory.path();
-  fs::create_directories(directory);
-  const std::string text = report.dump(2) + "\n";
-  if (output.is_written) {
-    space_.with_room(directory, output.directory.side_bytes(),
-                     [&] { output.directory.copy_side_files(); });
-  }
-  space_.with_room(directory, 0, [&] {
-    write_file(directory / "recipe.yaml", write_recipe(options_.recipes[recipe].recipe));
-    write_file(directory / "coppice_layers.csv", layers_csv(state_->block_reports(recipe)));
-    write_file(directory / "coppice_report.json", text);
-    if (!output.is_written) return;
-    const fs::path base_card = options_.model / "README.md";
-    write_file(directory / "README.md",
-               model_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
-    if (options_.recipes[recipe].recipe.prune.export_masks) output.directory.write_masks_index();
-    output.directory.write_index();
-  });
-  return report;
-}
-
-json PruneRun::finish_all(const PassContext& context) {
-  if (const uint64_t peak = peak_rss_bytes();
-      plan_inputs_->is_ram_limit_given && peak > plan_.ram.limit) {
-    progress_.note(fmt::format("--ram-budget was exceeded: {} of {}; the plan counted {}",
-                               human_bytes(double(peak)), human_bytes(double(plan_.ram.limit)),
-                               human_bytes(double(plan_.ram.bytes()))));
-  }
-  const RunTotals measured = totals(context);
-  const json totals = totals_report(machine_.meters(), measured);
-  json result;
-  std::vector<SweepRow> rows;
-  rows.reserve(outputs_.size());
-  for (size_t recipe = 0; recipe < outputs_.size(); ++recipe) {
-    result = finish(recipe, totals, measured);
-    rows.push_back({outputs_[recipe].name, options_.recipes[recipe].varied, result.at("blocks")});
-  }
-  if (options_.sweep) {
-    result = sweep_table(options_.sweep->keys, rows, state_->judged());
-    result["totals"] = totals;
-    space_.with_room(options_.output, 0, [&] {
-      write_file(options_.output / "sweep.csv", sweep_csv(result));
-      write_file(options_.output / "sweep_report.json", result.dump(2) + "\n");
-    });
-  }
-  space_.with_room(options_.work, 0, [&] {
-    write_file(options_.work / "coppice_report.json", result.dump(2) + "\n");
-    state_->record_finished();
-  });
-  remove_scratch();
-  return result;
-}
-
-void PruneRun::remove_scratch() {
-  for (const fs::directory_entry& entry : fs::directory_iterator(options_.work)) {
-    const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
-    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path());
-  }
-  fs::remove(unit_saliency_path(options_.work));
-  fs::remove_all(options_.work / "tokens");
 }
 
 /// A signal that comes while room is waited for ends a run as one between two blocks does.

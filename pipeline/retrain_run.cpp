@@ -24,6 +24,7 @@
 #include "pipeline/token_windows.h"
 #include "stages/finite.h"  // require_finite
 #include "storage/io/aligned_buffer.h"
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 namespace {
@@ -243,7 +244,7 @@ json RetrainRun::report_head() const {
 
 // Everything but the index first: the directory loads the moment it is complete.
 json RetrainRun::finish() {
-  fs::create_directories(options_.output);
+  make_directories(options_.output);
   remove_unfinished(options_.output);
   output_.write_outer();
   json report = report_head();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "pipeline/resident_tensors.h"
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 namespace {
@@ -59,7 +60,7 @@ RetrainState::RetrainState(fs::path work_directory, const Fingerprint& fingerpri
                            const std::string& resume_command)
     : work_directory_(std::move(work_directory)) {
   require_resumable(work_directory_, resume, resume_command);
-  fs::create_directories(work_directory_);
+  make_directories(work_directory_);
   journal_ = std::make_unique<RunJournal>(work_directory_ / "journal.bin");
   bool is_started = false;
   for (const JournalRecord& record : journal_->records()) {

@@ -3,7 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "configs/errors.h"  // ConfigError
+#include "configs/errors.h"   // ConfigError
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 namespace {
@@ -72,7 +73,7 @@ RunState::RunState(const fs::path& work_directory, const std::vector<fs::path>& 
       output_directories_(output_directories),
       blocks_(output_directories.size()) {
   require_resumable(work_directory, resume, resume_command);
-  fs::create_directories(work_directory);
+  make_directories(work_directory);
   journal_ = std::make_unique<RunJournal>(work_directory / "journal.bin");
   for (const JournalRecord& record : journal_->records()) {
     take(record.type, json::parse(record.payload), fingerprint);

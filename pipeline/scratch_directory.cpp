@@ -4,7 +4,8 @@
 
 #include <utility>
 
-#include "configs/errors.h"  // ConfigError
+#include "configs/errors.h"   // ConfigError
+#include "storage/io/file.h"  // make_directories
 
 namespace coppice {
 
@@ -16,7 +17,7 @@ ScratchDirectory::ScratchDirectory(fs::path path, const char* flag) : path_(std:
         fmt::format("{}: {}: not empty; it is removed at the end, so give a directory of its own",
                     flag, path_.string()));
   }
-  fs::create_directories(path_);
+  make_directories(path_);
 }
 
 ScratchDirectory::~ScratchDirectory() {

@@ -29,7 +29,7 @@ void require_encoder(const fs::path& directory, const Architecture& architecture
 
 TokenWindows tokens_of(const SentencePairs& pairs, const SimilarityRunOptions& options,
                        int64_t seqlen, const fs::path& cache, const Architecture& architecture) {
-  fs::create_directories(cache);
+  make_directories(cache);
   const fs::path lines = cache / "sentences.txt";
   write_file(lines, fmt::format("{}\n", fmt::join(pairs.sentences, "\n")));
   TokenWindows tokens = sequence_windows({lines, options.model, cache}, seqlen, architecture);

@@ -51,7 +51,7 @@ fs::path tokenize(const TextSource& source, const std::vector<std::string>& mode
                     "there, or give tokens as HDF5 with /input_ids",
                     source.model_directory.string(), source.text.string()));
   }
-  fs::create_directories(source.cache_directory);
+  make_directories(source.cache_directory);
   const fs::path tokens = source.cache_directory /
                           fmt::format("tokens-{:.12}-{:.12}-{}.h5", hash_file(source.text).xxh3_128,
                                       hash_file(tokenizer).xxh3_128, mode_name);

@@ -181,6 +181,12 @@ std::string sha256_file(const std::filesystem::path& path) {
   return hash.hex();
 }
 
+void make_directories(const std::filesystem::path& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw IoError("making the directory", directory.string(), error.value());
+}
+
 void sync_directory(const std::filesystem::path& directory) {
   const std::filesystem::path named = directory.empty() ? "." : directory;
   const UniqueFd fd = open_file(named, O_RDONLY | O_DIRECTORY, "opening the directory");

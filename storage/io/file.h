@@ -104,6 +104,9 @@ FileRecord hash_file(const std::filesystem::path& path);
 /// SHA-256 of a file as 64 hex digits (for people and other tools). Throws IoError.
 std::string sha256_file(const std::filesystem::path& path);
 
+/// The directory, and those above it that are missing. Throws IoError.
+void make_directories(const std::filesystem::path& directory);
+
 void sync_directory(const std::filesystem::path& directory);
 
 }  // namespace coppice

@@ -214,6 +214,14 @@ class Survey(SweepTest):
         for output in self.continued_after_kills(arguments, 3, seconds):
             self.assertEqual(shards(self.dir / output), shards(self.dir / "undisturbed"))
 
+    def test_what_leaves_the_model_in_a_survey_takes_no_disk_beside_the_run(self):
+        keys = {"command": "run", "lr": "auto", "window": "block", "epochs": 8}
+        told = 3 + 1  # lines: of the survey's blocks, and of the run's first
+        self.assertTrue(self.kill_after(self.arguments("killed", **keys), told, 0))
+        kept = {path.stem for path in (self.dir / "killed.work").glob("dense.*.h5")}
+        self.assertIn("dense.2", kept)
+        self.assertNotIn("dense.6", kept)
+
     def test_what_a_survey_cannot_close_is_refused(self):
         for keys, word in (
             ({"lr": "auto", "window": "none"}, "nothing is trained"),

@@ -1,0 +1,28 @@
+// The end of a run: reports, cards and indices are written, and what was scratch goes.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "pipeline/prune_pass.h"
+#include "pipeline/prune_run_options.h"
+#include "pipeline/survey.h"
+
+namespace coppice {
+
+/// A run whose blocks are all stored. Everything outlives it.
+struct StoredRun {
+  const PassContext& context;
+  const PruneRunOptions& options;
+  const std::vector<RecipeOutput>& outputs;    // by recipe
+  const std::vector<SurveyedRecipe>& recipes;  // as they were run
+  const PlanInputs& plan_inputs;
+  RunTotals measured;
+};
+
+/// Completes every recipe's directory, the index last: it loads the moment it is complete. Records
+/// that the run is finished, and removes hidden states and tokens. Returns the report, or that of
+/// the sweep. Waits for room where a disk is full, until a signal.
+nlohmann::json finish_run(const StoredRun& run);
+
+}  // namespace coppice
