@@ -4,17 +4,21 @@
 #include <fmt/ranges.h>
 #include <spawn.h>
 #include <sys/wait.h>
-#include <xxhash.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
+#include <functional>
 #include <numeric>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "configs/errors.h"            // ConfigError
-#include "storage/cache/token_file.h"  // read_token_file
+#include "storage/cache/token_file.h"  // read_token_shape, read_token_ranges
 #include "storage/errors.h"            // IoError
-#include "storage/io/file.h"           // sha256_file, hash_file
+#include "storage/io/content_hash.h"
+#include "storage/io/file.h"  // sha256_file, hash_file
 
 extern char** environ;
 
@@ -33,8 +37,17 @@ int run_program(const std::vector<std::string>& arguments) {
   argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
+  // We ignore SIGPIPE (see main.cpp); what we start shall not.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t defaults;
+  sigemptyset(&defaults);
+  sigaddset(&defaults, SIGPIPE);
+  posix_spawnattr_setsigdefault(&attributes, &defaults);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
   pid_t child = 0;
-  const int error = posix_spawnp(&child, argv[0], nullptr, nullptr, argv.data(), environ);
+  const int error = posix_spawnp(&child, argv[0], nullptr, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   if (error != 0) throw IoError("start the tokenizer", arguments[0], error);
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
@@ -78,42 +91,58 @@ bool is_token_file(const fs::path& path) {
   return extension == ".h5" || extension == ".hdf5";
 }
 
-TokenFile load(const TextSource& source, const std::vector<std::string>& mode,
-               const std::string& mode_name) {
+/// Tokens on disk, and whose they are.
+struct Tokens {
+  fs::path text;  // as it was given: what complaints name
+  fs::path file;
+  TokenShape shape;
+};
+
+Tokens find_tokens(const TextSource& source, const std::vector<std::string>& mode,
+                   const std::string& mode_name) {
   std::error_code error;
   if (!fs::is_regular_file(source.text, error)) {
     throw IoError("read the text", source.text.string(), error ? error.value() : ENOENT);
   }
-  return read_token_file(is_token_file(source.text) ? source.text
-                                                    : tokenize(source, mode, mode_name));
+  fs::path file = is_token_file(source.text) ? source.text : tokenize(source, mode, mode_name);
+  TokenShape shape = read_token_shape(file);
+  return {source.text, std::move(file), std::move(shape)};
 }
 
-void check_ids(const TokenFile& tokens, const Architecture& architecture, const fs::path& path) {
-  for (size_t i = 0; i < tokens.ids.size(); ++i) {
-    if (tokens.ids[i] < 0 || tokens.ids[i] >= architecture.vocab) {
-      throw ConfigError(
-          fmt::format("{}: token {} is {}, the model's vocabulary has {}: tokens of "
-                      "another tokenizer?",
-                      path.string(), i, tokens.ids[i], architecture.vocab));
-    }
-  }
+/// Reads the ids of `ranges`. Every id of the file must be one of the vocabulary, used or not:
+/// tokens of another tokenizer are wrong as a whole. A damaged file is told before that.
+std::vector<int32_t> read_ids(const Tokens& tokens, std::span<const TokenRange> ranges,
+                              const Architecture& architecture) {
+  std::optional<std::pair<int64_t, int32_t>> unknown;  // number, id
+  const auto check = [&](int64_t first, std::span<const int32_t> ids) {
+    if (unknown) return;
+    const auto found =
+        std::ranges::find_if(ids, [&](int32_t id) { return id < 0 || id >= architecture.vocab; });
+    if (found != ids.end()) unknown = {first + (found - ids.begin()), *found};
+  };
+  std::vector<int32_t> ids = read_token_ranges(tokens.file, ranges, check);
+  if (!unknown) return ids;
+  throw ConfigError(
+      fmt::format("{}: token {} is {}, the model's vocabulary has {}: tokens of "
+                  "another tokenizer?",
+                  tokens.text.string(), unknown->first, unknown->second, architecture.vocab));
 }
 
 // Windows that somebody cut are taken as they are: other lengths would run across their borders.
-void check_seqlen(const TokenFile& tokens, int64_t seqlen, const char* key, const fs::path& path) {
-  if (tokens.seqlen == 0 || tokens.seqlen == seqlen) return;
-  throw ConfigError(fmt::format("{}: {}: {} holds windows of {} tokens", key, seqlen, path.string(),
-                                tokens.seqlen));
+void check_seqlen(const Tokens& tokens, int64_t seqlen, const char* key) {
+  if (tokens.shape.seqlen == 0 || tokens.shape.seqlen == seqlen) return;
+  throw ConfigError(fmt::format("{}: {}: {} holds windows of {} tokens", key, seqlen,
+                                tokens.text.string(), tokens.shape.seqlen));
 }
 
 TokenWindows finished(TokenWindows windows, const TextSource& source) {
   windows.dataset_sha256 = sha256_file(source.text);
-  std::vector<int32_t> all = windows.ids;
+  ContentHash hash;
+  hash.add(std::as_bytes(std::span(windows.ids)));
   for (const std::vector<int>& of_window : windows.lengths) {
-    all.insert(all.end(), of_window.begin(), of_window.end());
+    hash.add(std::as_bytes(std::span(of_window)));
   }
-  const XXH128_hash_t hash = XXH3_128bits(all.data(), all.size() * sizeof(all[0]));
-  windows.xxh3_128 = fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  windows.xxh3_128 = hash.hex();
   return windows;
 }
 
@@ -134,42 +163,86 @@ std::vector<int64_t> chosen_windows(int64_t available, const CalibrationOptions&
 
 // ---- sequences of their own lengths -----------------------------------------------------------
 
-TokenFile load_sequences(const TextSource& source, int64_t seqlen) {
-  return load(source, {"--sequences", std::to_string(seqlen)}, fmt::format("sequences-{}", seqlen));
+Tokens find_sequences(const TextSource& source, int64_t seqlen) {
+  return find_tokens(source, {"--sequences", std::to_string(seqlen)},
+                     fmt::format("sequences-{}", seqlen));
+}
+
+// Each cut at seqlen.
+std::vector<TokenRange> ranges_of(const Tokens& tokens, std::span<const int64_t> chosen,
+                                  int64_t seqlen) {
+  const std::vector<int32_t>& lengths = tokens.shape.lengths;
+  std::vector<int64_t> first(lengths.size() + 1, 0);
+  std::partial_sum(lengths.begin(), lengths.end(), first.begin() + 1, std::plus<int64_t>());
+  std::vector<TokenRange> ranges;
+  ranges.reserve(chosen.size());
+  for (const int64_t sequence : chosen) {
+    const auto i = size_t(sequence);
+    ranges.push_back({first[i], std::min<int64_t>(lengths[i], seqlen)});
+  }
+  return ranges;
 }
 
 // In their order; a window is closed when the next one does not fit.
-TokenWindows packed(const TokenFile& tokens, std::span<const int64_t> chosen, int64_t seqlen) {
-  std::vector<size_t> first(tokens.lengths.size() + 1, 0);
-  std::partial_sum(tokens.lengths.begin(), tokens.lengths.end(), first.begin() + 1);
+TokenWindows packed(const Tokens& tokens, std::span<const int64_t> chosen, int64_t seqlen,
+                    const Architecture& architecture) {
+  const std::vector<TokenRange> ranges = ranges_of(tokens, chosen, seqlen);
   TokenWindows windows;
   windows.seqlen = seqlen;
   int64_t room = 0;
-  for (const int64_t sequence : chosen) {
-    const int64_t length = std::min<int64_t>(tokens.lengths[size_t(sequence)], seqlen);
-    if (length > room) {
+  for (const TokenRange& sequence : ranges) {
+    if (sequence.count > room) {
       windows.lengths.emplace_back();
-      windows.ids.resize(windows.lengths.size() * size_t(seqlen));
       room = seqlen;
     }
-    windows.lengths.back().push_back(int(length));
-    std::copy_n(tokens.ids.begin() + int64_t(first[size_t(sequence)]), length,
-                windows.ids.end() - room);
-    room -= length;
+    windows.lengths.back().push_back(int(sequence.count));
+    room -= sequence.count;
+  }
+  const std::vector<int32_t> ids = read_ids(tokens, ranges, architecture);
+  windows.ids.resize(windows.lengths.size() * size_t(seqlen));
+  auto next = ids.begin();
+  for (int64_t window = 0; window < windows.count(); ++window) {
+    const int64_t tokens_of_window = std::ssize(windows.window(window));
+    std::copy_n(next, tokens_of_window, windows.ids.begin() + window * seqlen);
+    next += tokens_of_window;
   }
   return windows;
 }
 
-TokenWindows calibration_sequences(const TextSource& source, const CalibrationOptions& options,
-                                   const TokenFile& tokens) {
-  const auto available = int64_t(tokens.lengths.size());
+TokenWindows calibration_sequences(const Tokens& tokens, const CalibrationOptions& options,
+                                   const Architecture& architecture) {
+  const auto available = int64_t(tokens.shape.lengths.size());
   if (available < options.nsamples) {
     throw ConfigError(fmt::format(
         "{}: too little calibration text: {} sequences, one a line, nsamples asks for {}; give "
         "more text or fewer samples",
-        source.text.string(), available, options.nsamples));
+        tokens.text.string(), available, options.nsamples));
   }
-  return packed(tokens, chosen_windows(available, options), options.seqlen);
+  return packed(tokens, chosen_windows(available, options), options.seqlen, architecture);
+}
+
+// ---- one stream -------------------------------------------------------------------------------
+
+TokenWindows calibration_stream(const Tokens& tokens, const CalibrationOptions& options,
+                                const Architecture& architecture) {
+  check_seqlen(tokens, options.seqlen, "calibration.seqlen");
+  const int64_t available = tokens.shape.num_ids / options.seqlen;
+  if (available < options.nsamples) {
+    throw ConfigError(
+        fmt::format("{}: too little calibration text: {} tokens make {} windows of {}, nsamples "
+                    "asks for {} ({} "
+                    "tokens); give more text or fewer samples",
+                    tokens.text.string(), tokens.shape.num_ids, available, options.seqlen,
+                    options.nsamples, int64_t(options.nsamples) * options.seqlen));
+  }
+  std::vector<TokenRange> ranges;
+  for (const int64_t window : chosen_windows(available, options)) {
+    ranges.push_back({window * options.seqlen, options.seqlen});
+  }
+  TokenWindows windows;
+  windows.seqlen = options.seqlen;
+  windows.ids = read_ids(tokens, ranges, architecture);
+  return windows;
 }
 
 }  // namespace
@@ -193,11 +266,10 @@ bool reads_sequences(const Architecture& architecture) {
 
 TokenWindows sequence_windows(const TextSource& source, int64_t seqlen,
                               const Architecture& architecture) {
-  const TokenFile tokens = load_sequences(source, seqlen);
-  check_ids(tokens, architecture, source.text);
-  std::vector<int64_t> all(tokens.lengths.size());
+  const Tokens tokens = find_sequences(source, seqlen);
+  std::vector<int64_t> all(tokens.shape.lengths.size());
   std::iota(all.begin(), all.end(), 0);
-  return finished(packed(tokens, all, seqlen), source);
+  return finished(packed(tokens, all, seqlen, architecture), source);
 }
 
 TokenWindows calibration_windows(const TextSource& source, const CalibrationOptions& options,
@@ -206,51 +278,33 @@ TokenWindows calibration_windows(const TextSource& source, const CalibrationOpti
   const int64_t eos = architecture.eos_token_ids.empty() ? -1 : architecture.eos_token_ids[0];
   std::vector<std::string> mode;
   if (eos >= 0) mode = {"--join-token", std::to_string(eos)};
-  const TokenFile tokens = are_sequences ? load_sequences(source, options.seqlen)
-                                         : load(source, mode, fmt::format("joined-{}", eos));
-  check_ids(tokens, architecture, source.text);
-  if (!tokens.lengths.empty()) {
-    if (are_sequences) return finished(calibration_sequences(source, options, tokens), source);
-    throw ConfigError(fmt::format(
-        "{}: holds /lengths, sequences for an encoder; a {} model reads one stream, without them",
-        source.text.string(), architecture.family));
+  const Tokens tokens = are_sequences ? find_sequences(source, options.seqlen)
+                                      : find_tokens(source, mode, fmt::format("joined-{}", eos));
+  if (tokens.shape.lengths.empty()) {
+    return finished(calibration_stream(tokens, options, architecture), source);
   }
-  check_seqlen(tokens, options.seqlen, "calibration.seqlen", source.text);
-  const int64_t available = int64_t(tokens.ids.size()) / options.seqlen;
-  if (available < options.nsamples) {
-    throw ConfigError(
-        fmt::format("{}: too little calibration text: {} tokens make {} windows of {}, nsamples "
-                    "asks for {} ({} "
-                    "tokens); give more text or fewer samples",
-                    source.text.string(), tokens.ids.size(), available, options.seqlen,
-                    options.nsamples, int64_t(options.nsamples) * options.seqlen));
-  }
-  TokenWindows windows;
-  windows.seqlen = options.seqlen;
-  for (const int64_t window : chosen_windows(available, options)) {
-    const auto first = tokens.ids.begin() + window * options.seqlen;
-    windows.ids.insert(windows.ids.end(), first, first + options.seqlen);
-  }
-  return finished(std::move(windows), source);
+  if (are_sequences) return finished(calibration_sequences(tokens, options, architecture), source);
+  throw ConfigError(fmt::format(
+      "{}: holds /lengths, sequences for an encoder; a {} model reads one stream, without them",
+      source.text.string(), architecture.family));
 }
 
 TokenWindows evaluation_windows(const TextSource& source, int64_t seqlen, int64_t max_windows,
                                 const Architecture& architecture) {
-  TokenFile tokens = load(source, {"--raw-stream"}, "stream");
-  check_ids(tokens, architecture, source.text);
-  check_seqlen(tokens, seqlen, "--seqlen", source.text);
-  int64_t count = int64_t(tokens.ids.size()) / seqlen;
+  const Tokens tokens = find_tokens(source, {"--raw-stream"}, "stream");
+  check_seqlen(tokens, seqlen, "--seqlen");
+  int64_t count = tokens.shape.num_ids / seqlen;
   if (count == 0) {
     throw ConfigError(
         fmt::format("{}: too little text: {} tokens, one window needs {}; use a smaller "
                     "--seqlen or more text",
-                    source.text.string(), tokens.ids.size(), seqlen));
+                    source.text.string(), tokens.shape.num_ids, seqlen));
   }
   if (max_windows > 0) count = std::min(count, max_windows);
+  const TokenRange used{0, count * seqlen};
   TokenWindows windows;
   windows.seqlen = seqlen;
-  tokens.ids.resize(static_cast<size_t>(count * seqlen));
-  windows.ids = std::move(tokens.ids);
+  windows.ids = read_ids(tokens, {&used, 1}, architecture);
   return finished(std::move(windows), source);
 }
 

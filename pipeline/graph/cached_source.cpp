@@ -167,12 +167,14 @@ CachedBoundaries::Source::Slot& CachedBoundaries::Source::wait_for(int window) {
 void CachedBoundaries::Source::fetch(Slot& slot, int window) {
   if (!slot.raw) slot.raw = user_.device->host_memory(owner_.options_.shape.chunk_bytes());
   slot.window = window;
-  slot.phase = Phase::kInFlight;
   if (state_->kept && size_t(window) < state_->kept->size()) {
     fetch_from_memory(slot);
   } else {
     fetch_from_file(slot, window - state_->first_window);
   }
+  // Last: what throws above has started nothing, and the destructor waits for all in flight. What
+  // was started cannot be finished before, it needs the mutex.
+  slot.phase = Phase::kInFlight;
 }
 
 void CachedBoundaries::Source::fetch_from_memory(Slot& slot) {

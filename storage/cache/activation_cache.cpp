@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 #include <xxhash.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <limits>
 #include <stdexcept>
@@ -126,6 +128,19 @@ Hdf5Handle create_hidden(const Hdf5Calls& hdf5, hid_t file, const ActivationShap
   return hidden;
 }
 
+void read_at(const ReadFile& file, uint64_t offset, std::span<std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count =
+        ::pread(file.fd(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      throw IoError("reading", file.path().string(), count < 0 ? errno : EIO, offset, bytes.size());
+    }
+    bytes = bytes.subspan(static_cast<size_t>(count));
+    offset += static_cast<uint64_t>(count);
+  }
+}
+
 }  // namespace
 
 int ActivationShape::element_bytes() const { return dtype == "F32" ? 4 : 2; }
@@ -222,11 +237,12 @@ FileRecord ActivationCacheWriter::finish() {
   {
     const Hdf5Handle type = make_index_type(hdf5);
     const Hdf5Handle space = hdf5.make_space({state.rows.size()});
-    const Hdf5Handle index = hdf5.own(H5Dcreate2(state.file.id(), "/index", type.get(), space.get(),
-                                                 H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
-                                      H5Dclose, "dataset /index");
+    Hdf5Handle index = hdf5.own(H5Dcreate2(state.file.id(), "/index", type.get(), space.get(),
+                                           H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+                                H5Dclose, "dataset /index");
     hdf5.check(H5Dwrite(index.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, state.rows.data()),
                "dataset /index");
+    hdf5.check(index.close(), "dataset /index");
   }
   const uint64_t checksum = index_checksum(state.shape, state.rows);
   hdf5.write_attribute(state.file.id(), "index_xxh3", H5T_STD_U64LE, {}, &checksum);
@@ -337,6 +353,21 @@ void ActivationCacheReader::decode(int64_t window, std::span<const std::byte> st
     throw CorruptionError(path_.string(), location.offset,
                           fmt::format("the {} bytes written for window {}", stored.size(), window),
                           difference.what());
+  }
+}
+
+void ActivationCacheReader::verify() const {
+  const ReadFile file(path_, ReadFile::Direct::kNever);
+  std::vector<std::byte> stored;
+  for (size_t window = 0; window < chunks_.size(); ++window) {
+    const ChunkLocation& chunk = chunks_[window];
+    stored.resize(chunk.stored_bytes);
+    read_at(file, chunk.offset, stored);
+    const uint64_t found = XXH3_64bits(stored.data(), stored.size());
+    if (found == chunk.xxh3) continue;
+    throw CorruptionError(path_.string(), chunk.offset,
+                          fmt::format("XXH3-64 {:016x} over window {}", chunk.xxh3, window),
+                          fmt::format("{:016x}", found));
   }
 }
 

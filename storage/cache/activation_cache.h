@@ -70,6 +70,8 @@ class ActivationCacheReader {
   /// What finish() returned for this content.
   const FileRecord& record() const { return record_; }
   const ChunkLocation& chunk(int64_t window) const { return chunks_.at(window); }
+  /// Reads all chunks and checks each. Throws IoError, CorruptionError.
+  void verify() const;
   /// Checks and decodes the stored bytes of a window. Throws CorruptionError with file and offset.
   void decode(int64_t window, std::span<const std::byte> stored, std::span<std::byte> elements,
               ChunkLayout layout = ChunkLayout::kElements) const;

@@ -4,7 +4,10 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -19,7 +22,7 @@ namespace {
 
 constexpr char kIds[] = "/input_ids";
 constexpr char kLengths[] = "/lengths";
-constexpr hsize_t kIdsPerStep = hsize_t{1} << 20;  // 8 MiB while converting
+constexpr hsize_t kIdsPerStep = hsize_t{1} << 20;  // 8 MiB while converting, 4 MiB afterwards
 
 std::string shape_text(const std::vector<hsize_t>& dims) {
   return dims.size() == 1 ? fmt::format("[{}]", dims[0])
@@ -69,46 +72,57 @@ std::vector<hsize_t> checked_dims(const Hdf5Calls& hdf5, const Table& table) {
   return dims;
 }
 
-/// Appends rows [first, first + count), each integer checked to fit.
-void read_rows(const Hdf5Calls& hdf5, const Table& table, const std::vector<hsize_t>& dims,
-               hsize_t first, hsize_t count, std::vector<int32_t>& values) {
+/// Values of a table that HDF5 reads at once: whole rows, or a part of one.
+struct Piece {
+  std::vector<hsize_t> start;
+  std::vector<hsize_t> extent;
+  hsize_t num_values() const {
+    return std::accumulate(extent.begin(), extent.end(), hsize_t{1}, std::multiplies<>());
+  }
+};
+
+/// The next piece of a table in its order, from value number `at` on.
+Piece piece_at(const std::vector<hsize_t>& dims, hsize_t at) {
+  if (dims.size() == 1) return {{at}, {std::min(kIdsPerStep, dims[0] - at)}};
+  const hsize_t row = at / dims[1], column = at % dims[1];
+  if (column != 0 || dims[1] > kIdsPerStep) {
+    return {{row, column}, {1, std::min(kIdsPerStep, dims[1] - column)}};
+  }
+  return {{row, 0}, {std::min(kIdsPerStep / dims[1], dims[0] - row), dims[1]}};
+}
+
+hsize_t num_values(const std::vector<hsize_t>& dims) {
+  return dims.size() == 2 ? dims[0] * dims[1] : dims[0];
+}
+
+/// Through int64: HDF5 clips what does not fit its target, and a clipped id looks like a good one.
+void read_piece(const Hdf5Calls& hdf5, const Table& table, const Piece& piece,
+                std::vector<int64_t>& wide) {
   const hid_t dataset = table.dataset.get();
   const std::string object = table.object();
-  std::vector<hsize_t> start(dims.size(), 0);
-  std::vector<hsize_t> extent = dims;
-  start[0] = first;
-  extent[0] = count;
   const Hdf5Handle in_file = hdf5.own(H5Dget_space(dataset), H5Sclose, object);
-  hdf5.check(H5Sselect_hyperslab(in_file.get(), H5S_SELECT_SET, start.data(), nullptr,
-                                 extent.data(), nullptr),
+  hdf5.check(H5Sselect_hyperslab(in_file.get(), H5S_SELECT_SET, piece.start.data(), nullptr,
+                                 piece.extent.data(), nullptr),
              object);
-  const Hdf5Handle in_memory = hdf5.make_space(extent);
-
-  // Through int64: HDF5 clips what does not fit its target, and a clipped id looks like a good one.
-  std::vector<int64_t> wide(dims.size() == 2 ? count * dims[1] : count);
+  const Hdf5Handle in_memory = hdf5.make_space(piece.extent);
+  wide.resize(piece.num_values());
   hdf5.check(
       H5Dread(dataset, H5T_NATIVE_INT64, in_memory.get(), in_file.get(), H5P_DEFAULT, wide.data()),
       object);
+}
+
+/// Each integer checked to fit; the first is number `first` of its table.
+void narrow(const Hdf5Calls& hdf5, const Table& table, hsize_t first,
+            const std::vector<int64_t>& wide, std::vector<int32_t>& values) {
+  values.clear();
   for (const int64_t value : wide) {
     if (!std::in_range<int32_t>(value)) {
-      throw CorruptionError(hdf5.path().string(), 0, "integers that fit int32",
-                            fmt::format("{} as number {} of {}", value, values.size(), table.name));
+      throw CorruptionError(
+          hdf5.path().string(), 0, "integers that fit int32",
+          fmt::format("{} as number {} of {}", value, first + values.size(), table.name));
     }
     values.push_back(static_cast<int32_t>(value));
   }
-}
-
-std::vector<int32_t> read_all(const Hdf5Calls& hdf5, const Table& table,
-                              const std::vector<hsize_t>& dims) {
-  std::vector<int32_t> values;
-  const hsize_t row_values = dims.size() == 2 ? dims[1] : 1;
-  const hsize_t rows_per_step =
-      std::max<hsize_t>(1, kIdsPerStep / std::max<hsize_t>(1, row_values));
-  const hsize_t rows = row_values == 0 ? 0 : dims[0];
-  for (hsize_t first = 0; first < rows; first += rows_per_step) {
-    read_rows(hdf5, table, dims, first, std::min(rows_per_step, rows - first), values);
-  }
-  return values;
 }
 
 /// Attribute `xxh3` of files written here; those of other tools go without.
@@ -118,14 +132,32 @@ uint64_t checksum_of(const std::vector<int32_t>& ids) {
   return XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t));
 }
 
-void check_sum(const Hdf5Calls& hdf5, const Table& table, const std::vector<int32_t>& ids) {
+/// checksum_of() of values that come in pieces.
+class Checksum {
+ public:
+  Checksum() : state_(XXH3_createState()) {
+    if (state_ == nullptr) throw std::bad_alloc();
+    XXH3_64bits_reset(state_.get());
+  }
+  void add(const std::vector<int32_t>& values) {
+    XXH3_64bits_update(state_.get(), values.data(), values.size() * sizeof(int32_t));
+  }
+  uint64_t digest() const { return XXH3_64bits_digest(state_.get()); }
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+  };
+  std::unique_ptr<XXH3_state_t, Free> state_;
+};
+
+void check_sum(const Hdf5Calls& hdf5, const Table& table, uint64_t found) {
   const hid_t dataset = table.dataset.get();
   const htri_t has_checksum = H5Aexists(dataset, kChecksum);
   hdf5.check(has_checksum, table.object());
   if (has_checksum == 0) return;
   uint64_t recorded = 0;
   hdf5.read_attribute(dataset, kChecksum, H5T_NATIVE_UINT64, 1, &recorded);
-  const uint64_t found = checksum_of(ids);
   if (found != recorded) {
     const haddr_t offset = H5Dget_offset(dataset);
     throw CorruptionError(hdf5.path().string(), offset == HADDR_UNDEF ? 0 : offset,
@@ -134,20 +166,107 @@ void check_sum(const Hdf5Calls& hdf5, const Table& table, const std::vector<int3
   }
 }
 
-void check_lengths(const std::filesystem::path& path, const TokenFile& tokens) {
-  int64_t sum = 0;
-  for (size_t i = 0; i < tokens.lengths.size(); ++i) {
-    if (tokens.lengths[i] < 1) {
-      throw CorruptionError(path.string(), 0, "sequences of at least one token",
-                            fmt::format("{} as length {}", tokens.lengths[i], i));
-    }
-    sum += tokens.lengths[i];
+/// Hands all values of a table to `take`, in order and piece by piece; then checks their sum.
+template <typename Take>
+void read_pieces(const Hdf5Calls& hdf5, const Table& table, const std::vector<hsize_t>& dims,
+                 Take take) {
+  std::vector<int64_t> wide;
+  std::vector<int32_t> values;
+  Checksum checksum;
+  const hsize_t end = num_values(dims);
+  for (hsize_t at = 0; at < end; at += values.size()) {
+    read_piece(hdf5, table, piece_at(dims, at), wide);
+    narrow(hdf5, table, at, wide, values);
+    checksum.add(values);
+    take(static_cast<int64_t>(at), values);
   }
-  if (sum == static_cast<int64_t>(tokens.ids.size()) && tokens.seqlen == 0) return;
-  throw CorruptionError(
-      path.string(), 0,
-      fmt::format("/lengths that sum to the {} ids of one stream", tokens.ids.size()),
-      fmt::format("a sum of {}", sum));
+  check_sum(hdf5, table, checksum.digest());
+}
+
+/// Puts ids that come in the order of the file into the order of the ranges.
+class RangesFilled {
+ public:
+  explicit RangesFilled(std::span<const TokenRange> ranges) {
+    size_t end = 0;
+    for (const TokenRange& range : ranges) {
+      waiting_.push_back({range, end});
+      end += static_cast<size_t>(range.count);
+    }
+    ids_.resize(end);
+    std::sort(waiting_.begin(), waiting_.end(),
+              [](const Placed& a, const Placed& b) { return a.range.first < b.range.first; });
+  }
+
+  void add(int64_t first, std::span<const int32_t> ids) {
+    const int64_t end = first + std::ssize(ids);
+    for (; begun_ < waiting_.size() && waiting_[begun_].range.first < end; ++begun_) {
+      open_.push_back(waiting_[begun_]);
+    }
+    for (const auto& [range, place] : open_) {
+      const int64_t from = std::max(first, range.first);
+      const int64_t to = std::min(end, range.first + range.count);
+      if (from >= to) continue;
+      std::copy_n(ids.begin() + (from - first), to - from,
+                  ids_.begin() + static_cast<int64_t>(place) + (from - range.first));
+    }
+    std::erase_if(open_, [end](const Placed& placed) {
+      return placed.range.first + placed.range.count <= end;
+    });
+  }
+
+  std::vector<int32_t> take() && { return std::move(ids_); }
+
+ private:
+  struct Placed {
+    TokenRange range;
+    size_t place;  // of its first id among all that are returned
+  };
+  std::vector<int32_t> ids_;
+  std::vector<Placed> waiting_;  // by their first id
+  size_t begun_ = 0;             // of those
+  std::vector<Placed> open_;     // begun and not ended
+};
+
+void check_ranges(const std::filesystem::path& path, std::span<const TokenRange> ranges,
+                  int64_t num_ids) {
+  for (const TokenRange& range : ranges) {
+    if (range.first >= 0 && range.count >= 0 && range.first <= num_ids &&
+        range.count <= num_ids - range.first) {
+      continue;
+    }
+    throw std::out_of_range(fmt::format("{}: {} ids from number {} on, it has {}", path.string(),
+                                        range.count, range.first, num_ids));
+  }
+}
+
+void check_lengths(const std::filesystem::path& path, const TokenShape& shape) {
+  int64_t sum = 0;
+  for (size_t i = 0; i < shape.lengths.size(); ++i) {
+    if (shape.lengths[i] < 1) {
+      throw CorruptionError(path.string(), 0, "sequences of at least one token",
+                            fmt::format("{} as length {}", shape.lengths[i], i));
+    }
+    sum += shape.lengths[i];
+  }
+  if (sum == shape.num_ids && shape.seqlen == 0) return;
+  throw CorruptionError(path.string(), 0,
+                        fmt::format("/lengths that sum to the {} ids of one stream", shape.num_ids),
+                        fmt::format("a sum of {}", sum));
+}
+
+std::vector<int32_t> read_lengths(const Hdf5Calls& hdf5, hid_t file) {
+  const Table table = open_table(hdf5, file, kLengths);
+  std::vector<int32_t> lengths;
+  read_pieces(hdf5, table, checked_dims(hdf5, table),
+              [&](int64_t, const std::vector<int32_t>& piece) {
+                lengths.insert(lengths.end(), piece.begin(), piece.end());
+              });
+  return lengths;
+}
+
+Hdf5Handle open_file(const Hdf5Calls& hdf5) {
+  { const ReadFile present(hdf5.path(), ReadFile::Direct::kNever); }  // absent: the clearer message
+  return hdf5.open_file();
 }
 
 /// Int32, of these dimensions, with a checksum.
@@ -156,14 +275,15 @@ void write_table(const Hdf5StagedFile& file, const char* name, const std::vector
   const Hdf5Calls& hdf5 = file.calls();
   const std::string object = std::string("dataset ") + name;
   const Hdf5Handle space = hdf5.make_space(dims);
-  const Hdf5Handle dataset = hdf5.own(H5Dcreate2(file.id(), name, H5T_STD_I32LE, space.get(),
-                                                 H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
-                                      H5Dclose, object);
+  Hdf5Handle dataset = hdf5.own(H5Dcreate2(file.id(), name, H5T_STD_I32LE, space.get(), H5P_DEFAULT,
+                                           H5P_DEFAULT, H5P_DEFAULT),
+                                H5Dclose, object);
   hdf5.check(
       H5Dwrite(dataset.get(), H5T_NATIVE_INT32, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()),
       object);
   const uint64_t checksum = checksum_of(values);
   hdf5.write_attribute(dataset.get(), kChecksum, H5T_STD_U64LE, {}, &checksum);
+  hdf5.check(dataset.close(), object);
 }
 
 void write_tables(const Hdf5StagedFile& file, const TokenFile& tokens) {
@@ -178,25 +298,35 @@ void write_tables(const Hdf5StagedFile& file, const TokenFile& tokens) {
 
 }  // namespace
 
-TokenFile read_token_file(const std::filesystem::path& path) {
-  { const ReadFile present(path, ReadFile::Direct::kNever); }  // absent: the clearer message
+TokenShape read_token_shape(const std::filesystem::path& path) {
   const Hdf5Calls hdf5(path, Hdf5Access::kRead);
-  const Hdf5Handle file = hdf5.open_file();
-  const Table ids = open_table(hdf5, file.get(), kIds);
-  const std::vector<hsize_t> dims = checked_dims(hdf5, ids);
-
-  TokenFile tokens;
-  if (dims.size() == 2) tokens.seqlen = static_cast<int64_t>(dims[1]);
-  tokens.ids = read_all(hdf5, ids, dims);
-  check_sum(hdf5, ids, tokens.ids);
+  const Hdf5Handle file = open_file(hdf5);
+  const std::vector<hsize_t> dims = checked_dims(hdf5, open_table(hdf5, file.get(), kIds));
+  TokenShape shape;
+  shape.num_ids = static_cast<int64_t>(num_values(dims));
+  if (dims.size() == 2) shape.seqlen = static_cast<int64_t>(dims[1]);
   const htri_t has_lengths = H5Lexists(file.get(), kLengths, H5P_DEFAULT);
   hdf5.check(has_lengths, kLengths);
-  if (has_lengths == 0) return tokens;
-  const Table lengths = open_table(hdf5, file.get(), kLengths);
-  tokens.lengths = read_all(hdf5, lengths, checked_dims(hdf5, lengths));
-  check_sum(hdf5, lengths, tokens.lengths);
-  check_lengths(path, tokens);
-  return tokens;
+  if (has_lengths == 0) return shape;
+  shape.lengths = read_lengths(hdf5, file.get());
+  check_lengths(path, shape);
+  return shape;
+}
+
+std::vector<int32_t> read_token_ranges(const std::filesystem::path& path,
+                                       std::span<const TokenRange> ranges,
+                                       const TokenCheck& check) {
+  const Hdf5Calls hdf5(path, Hdf5Access::kRead);
+  const Hdf5Handle file = open_file(hdf5);
+  const Table ids = open_table(hdf5, file.get(), kIds);
+  const std::vector<hsize_t> dims = checked_dims(hdf5, ids);
+  check_ranges(path, ranges, static_cast<int64_t>(num_values(dims)));
+  RangesFilled filled(ranges);
+  read_pieces(hdf5, ids, dims, [&](int64_t first, const std::vector<int32_t>& piece) {
+    if (check) check(first, piece);
+    filled.add(first, piece);
+  });
+  return std::move(filled).take();
 }
 
 void write_token_file(const std::filesystem::path& path, const TokenFile& tokens) {

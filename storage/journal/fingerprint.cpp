@@ -85,13 +85,18 @@ std::string describe_shard(const ReadFile& file, uint64_t data_offset) {
                      hash_samples(file, data_offset));
 }
 
+/// Its path below the directory: two directories may each have a shard of one name.
+std::string name_in(const CheckpointReader& checkpoint, const ReadFile& file) {
+  return file.path().lexically_relative(checkpoint.directory()).lexically_normal().string();
+}
+
 }  // namespace
 
 Fingerprint fingerprint_checkpoint(const CheckpointReader& checkpoint) {
   Fingerprint fingerprint;
   for (size_t shard = 0; shard < checkpoint.files().size(); ++shard) {
     const ReadFile& file = *checkpoint.files()[shard];
-    fingerprint["model.shard." + file.path().filename().string()] =
+    fingerprint["model.shard." + name_in(checkpoint, file)] =
         describe_shard(file, checkpoint.headers()[shard].data_offset);
   }
   const std::string config = read_file(checkpoint.directory() / "config.json");

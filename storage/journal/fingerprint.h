@@ -10,7 +10,8 @@
 
 namespace coppice {
 
-/// Key → value, e.g. "model.shard.model-00001.safetensors" → "bytes=…,header=…,samples=…".
+/// Key → value, e.g. "model.shard.model-00001.safetensors" → "bytes=…,header=…,samples=…"; a shard
+/// is named by its path below the checkpoint's directory.
 using Fingerprint = std::map<std::string, std::string>;
 
 /// Size, XXH3 of the header and of up to sixteen evenly spaced 1 MiB samples of every shard, and

@@ -6,7 +6,9 @@
 
 #include <fstream>
 #include <future>
+#include <new>
 #include <numeric>
+#include <utility>
 
 #include "pipeline/device/gpu_device.h"
 #include "storage/errors.h"
@@ -300,6 +302,38 @@ TEST_P(CachedActivationsTest, FlippedBitIsAnErrorAndNeverData) {
       EXPECT_TRUE(source->read(std::span(&window, 1)).hidden.equal(content(window)));
     }
   }
+}
+
+/// Has no memory for a read, once it is told so.
+class EngineWithoutMemory final : public IoEngine {
+ public:
+  explicit EngineWithoutMemory(IoEngine& engine) : engine_(engine) {}
+  std::string_view name() const override { return engine_.name(); }
+  void submit(ReadBatch batch, ReadCompletion done) override {
+    if (is_out_of_memory) throw std::bad_alloc();
+    engine_.submit(std::move(batch), std::move(done));
+  }
+  bool is_out_of_memory = false;
+
+ private:
+  IoEngine& engine_;
+};
+
+// Else it would hang here: nothing is in flight that could end.
+TEST_P(CachedActivationsTest, AReadThatCouldNotBeStartedIsNotWaitedFor) {
+  const auto real_engine = std::move(engine_);
+  auto faulty = std::make_unique<EngineWithoutMemory>(*real_engine);
+  EngineWithoutMemory& engine = *faulty;
+  engine_ = std::move(faulty);
+  const auto cache = boundaries();
+  write_all(*cache);
+  const auto source = cache->source(kBoundary, user_);
+  engine.is_out_of_memory = true;
+  EXPECT_THROW(source->announce(std::vector<int>{4, 1}), std::bad_alloc);
+  const int window = 4;
+  EXPECT_THROW(source->read(std::span(&window, 1)), std::bad_alloc);
+  engine.is_out_of_memory = false;
+  EXPECT_TRUE(source->read(std::span(&window, 1)).hidden.equal(content(window)));
 }
 
 TEST_P(CachedActivationsTest, ExpiredBoundaryIsGone) {

@@ -1,6 +1,7 @@
 // What was written for a window is what is read for it, or the reader says why not.
 #include "storage/cache/activation_cache.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -12,12 +13,15 @@
 
 #include "storage/cache/hdf5_handle.h"
 #include "storage/errors.h"
+#include "storage/io/file.h"  // UniqueFd
 #include "tests/support/hdf5_leaks.h"
+#include "tests/support/small_disk.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using Bytes = std::vector<std::byte>;
@@ -280,6 +284,44 @@ TEST(ActivationCache, AnAbsentPlaceIsAnIoError) {
   } catch (const IoError& error) {
     EXPECT_EQ(error.error_number(), ENOENT);
     EXPECT_THAT(error.what(), HasSubstr("absent/x.h5"));
+  }
+}
+
+/// Takes room for the first `bytes` of a file, whose size stays.
+void hold(const std::filesystem::path& path, uint64_t bytes) {
+  const UniqueFd file(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  fallocate(file.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes));
+}
+
+/// The disk has room for the first `pages` of the file and no more: 0 if that was refused and left
+/// nothing, kFits if the file is whole, else what is wrong.
+constexpr int kFits = 50;
+int finish_with_room_for(uint64_t pages, const std::filesystem::path& directory) {
+  const ActivationShape shape{300, 1, 2, "F32"};  // an index of 9600 bytes
+  try {
+    ActivationCacheWriter writer(directory / "x.h5", shape);
+    for (int64_t window = 0; window < shape.windows; ++window) {
+      writer.write(window, chunk_of(shape, window));
+    }
+    if (pages > 0) hold(directory / "x.h5.tmp", pages * testing::kDiskPage);
+    testing::fill(directory);
+    writer.finish();
+  } catch (const IoError& error) {
+    if (error.error_number() != ENOSPC) return 1;
+    return names_in(directory) == std::vector<std::string>{"filler"} ? 0 : 2;
+  }
+  return corruption_in(directory / "x.h5") == "no CorruptionError" ? kFits : 3;
+}
+
+// HDF5 can keep a small table in memory until it closes it, and then not say so loudly.
+TEST(ActivationCache, WhereverTheDiskEndsTheFileIsWholeOrRefused) {
+  const testing::TempDir dir;
+  int status = 0;
+  for (uint64_t pages = 0; status != kFits; ++pages) {
+    status = testing::exit_status_on_a_small_disk(
+        dir.path(), [&] { return finish_with_room_for(pages, dir.path()); });
+    if (status == testing::kNotAllowed) GTEST_SKIP() << "mounting a file system is not allowed";
+    ASSERT_THAT(status, AnyOf(0, kFits)) << pages << " pages";
   }
 }
 

@@ -3,30 +3,29 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sched.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <utility>
 
 #include "storage/errors.h"
 #include "storage/io/file.h"  // write_file
+#include "tests/support/small_disk.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
 namespace {
 
 using ::testing::ElementsAre;
+using testing::exit_status_of;
+using testing::exit_status_on_a_small_disk;
+using testing::fill;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::kNotAllowed;
 using ::testing::Not;
 
 std::vector<std::string> names_in(const std::filesystem::path& directory) {
@@ -162,17 +161,6 @@ void write_bytes(const std::filesystem::path& path, size_t bytes) {
   file.publish();
 }
 
-/// Exit status of `body` in a process of its own, exit handlers included; -1 if it crashed.
-template <typename Body>
-int exit_status_of(Body body) {
-  std::fflush(nullptr);  // or the child's exit prints it again
-  const pid_t child = fork();
-  if (child == 0) std::exit(body());
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 /// 0 if writing met ENOSPC, left nothing behind, and HDF5 still works afterwards.
 int fill_and_go_on(const std::filesystem::path& directory) {
   try {
@@ -185,26 +173,6 @@ int fill_and_go_on(const std::filesystem::path& directory) {
   if (open_hdf5_objects() != 0) return 4;
   write_bytes(directory / "small.h5", 100);
   return 0;
-}
-
-constexpr int kNotAllowed = 77;
-
-/// Exit status of `body` in a process that sees a file system of 1 MiB at `directory`.
-template <typename Body>
-int exit_status_on_a_small_disk(const std::filesystem::path& directory, Body body) {
-  return exit_status_of([&] {
-    const int spaces = geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWUSER | CLONE_NEWNS;
-    if (unshare(spaces) != 0) return kNotAllowed;
-    if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return kNotAllowed;
-    if (mount("tmpfs", directory.c_str(), "tmpfs", 0, "size=1m") != 0) return kNotAllowed;
-    return body();
-  });
-}
-
-void fill(const std::filesystem::path& directory) {
-  std::ofstream filler(directory / "filler");
-  const std::string page(4096, 'x');
-  while (filler << page << std::flush) continue;
 }
 
 bool is_refused_for_space(Hdf5StagedFile& file, uint64_t bytes) {

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
 #include <numeric>
@@ -12,11 +13,13 @@
 #include "storage/errors.h"
 #include "storage/io/file.h"
 #include "tests/support/hdf5_leaks.h"
+#include "tests/support/small_disk.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -41,9 +44,15 @@ void put_byte(const std::filesystem::path& path, size_t offset, char byte) {
   file.put(byte);
 }
 
+TokenFile whole_file(const std::filesystem::path& path) {
+  TokenShape shape = read_token_shape(path);
+  const TokenRange all{0, shape.num_ids};
+  return {read_token_ranges(path, {&all, 1}), shape.seqlen, std::move(shape.lengths)};
+}
+
 std::string corruption_in(const std::filesystem::path& path) {
   try {
-    read_token_file(path);
+    whole_file(path);
   } catch (const CorruptionError& error) {
     return error.what();
   }
@@ -53,7 +62,7 @@ std::string corruption_in(const std::filesystem::path& path) {
 TEST(TokenFile, SequencesComeBackWithTheirLengths) {
   const testing::TempDir dir;
   write_token_file(dir / "tokens.h5", {{5, 6, 7, 8, 9, 10}, 0, {2, 1, 3}});
-  const TokenFile found = read_token_file(dir / "tokens.h5");
+  const TokenFile found = whole_file(dir / "tokens.h5");
   EXPECT_THAT(found.ids, ElementsAre(5, 6, 7, 8, 9, 10));
   EXPECT_THAT(found.lengths, ElementsAre(2, 1, 3));
 }
@@ -94,7 +103,7 @@ TEST(TokenFile, AStreamComesBack) {
   tokens.ids.resize(3'000'000);  // several steps of reading
   std::iota(tokens.ids.begin(), tokens.ids.end(), -5);
   write_token_file(dir / "tokens.h5", tokens);
-  const TokenFile found = read_token_file(dir / "tokens.h5");
+  const TokenFile found = whole_file(dir / "tokens.h5");
   EXPECT_EQ(found.ids, tokens.ids);
   EXPECT_EQ(found.seqlen, 0);
 }
@@ -105,15 +114,75 @@ TEST(TokenFile, WindowsComeBackWithTheirLength) {
   tokens.ids.resize(2049 * 1030);
   std::iota(tokens.ids.begin(), tokens.ids.end(), 0);
   write_token_file(dir / "tokens.h5", tokens);
-  const TokenFile found = read_token_file(dir / "tokens.h5");
+  const TokenFile found = whole_file(dir / "tokens.h5");
   EXPECT_EQ(found.ids, tokens.ids);
   EXPECT_EQ(found.seqlen, 2049);
+}
+
+TEST(TokenFile, RangesComeInTheirOrderWhereverTheyLie) {
+  const testing::TempDir dir;
+  TokenFile tokens;
+  tokens.ids.resize(2'000'000);  // several steps of reading
+  std::iota(tokens.ids.begin(), tokens.ids.end(), 0);
+  const std::vector<TokenRange> ranges = {{1'999'999, 1}, {7, 1'100'000}, {0, 3},      {2, 0},
+                                          {1'048'575, 2}, {7, 2},         {500'000, 1}};
+  std::vector<int32_t> expected;
+  for (const TokenRange& range : ranges) {
+    const auto first = tokens.ids.begin() + range.first;
+    expected.insert(expected.end(), first, first + range.count);
+  }
+  for (const int64_t seqlen : {0, 4, 2'000'000}) {  // a stream, rows, one long row
+    tokens.seqlen = seqlen;
+    write_token_file(dir / "tokens.h5", tokens);
+    EXPECT_TRUE(read_token_ranges(dir / "tokens.h5", ranges) == expected) << seqlen;
+  }
+  EXPECT_THAT(read_token_ranges(dir / "tokens.h5", {}), ElementsAre());
+}
+
+TEST(TokenFile, EveryIdIsToldOnceInAFewMiBWhateverIsAskedFor) {
+  const testing::TempDir dir;
+  TokenFile tokens;
+  tokens.ids.resize(2'000'000);
+  std::iota(tokens.ids.begin(), tokens.ids.end(), 0);
+  for (const int64_t seqlen : {0, 4, 2'000'000}) {
+    tokens.seqlen = seqlen;
+    write_token_file(dir / "tokens.h5", tokens);
+    std::vector<int32_t> told;
+    size_t longest = 0;
+    read_token_ranges(dir / "tokens.h5", {}, [&](int64_t first, std::span<const int32_t> ids) {
+      EXPECT_EQ(size_t(first), told.size());
+      told.insert(told.end(), ids.begin(), ids.end());
+      longest = std::max(longest, ids.size());
+    });
+    EXPECT_TRUE(told == tokens.ids) << seqlen;
+    EXPECT_LE(longest, size_t{1} << 20) << seqlen;
+  }
+}
+
+TEST(TokenFile, ARangeBeyondTheIdsIsTheCallersError) {
+  const testing::TempDir dir;
+  write_token_file(dir / "tokens.h5", {{1, 2, 3}, 0});
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  for (const TokenRange range :
+       {TokenRange{0, 4}, {3, 1}, {-1, 1}, {1, -1}, {1, kMax}, {kMax, 1}}) {
+    EXPECT_THROW(read_token_ranges(dir / "tokens.h5", {&range, 1}), std::out_of_range)
+        << range.first << " " << range.count;
+  }
+}
+
+TEST(TokenFile, AFlippedBitOutsideOfTheRangesIsFound) {
+  const testing::TempDir dir;
+  write_token_file(dir / "x.h5", {{11, 22, 0x01020304, 44}, 0});
+  const TokenRange first{0, 1};
+  EXPECT_THAT(read_token_ranges(dir / "x.h5", {&first, 1}), ElementsAre(11));
+  put_byte(dir / "x.h5", read_file(dir / "x.h5").find("\4\3\2\1"), 5);
+  EXPECT_THROW(read_token_ranges(dir / "x.h5", {&first, 1}), CorruptionError);
 }
 
 TEST(TokenFile, NoTokensAreATokenFile) {
   const testing::TempDir dir;
   write_token_file(dir / "tokens.h5", {});
-  EXPECT_THAT(read_token_file(dir / "tokens.h5").ids, ElementsAre());
+  EXPECT_THAT(whole_file(dir / "tokens.h5").ids, ElementsAre());
 }
 
 TEST(TokenFile, TheExtremesOfInt32Fit) {
@@ -121,7 +190,7 @@ TEST(TokenFile, TheExtremesOfInt32Fit) {
   const TokenFile tokens{
       {std::numeric_limits<int32_t>::min(), 0, std::numeric_limits<int32_t>::max()}, 0};
   write_token_file(dir / "tokens.h5", tokens);
-  EXPECT_EQ(read_token_file(dir / "tokens.h5").ids, tokens.ids);
+  EXPECT_EQ(whole_file(dir / "tokens.h5").ids, tokens.ids);
 }
 
 TEST(TokenFile, EveryIntegerTypeIsConverted) {
@@ -129,10 +198,10 @@ TEST(TokenFile, EveryIntegerTypeIsConverted) {
   write_foreign<int64_t>(dir / "i64.h5", "/input_ids", H5T_NATIVE_INT64, {2, 2}, {1, 2, 3, 4});
   write_foreign<uint16_t>(dir / "u16.h5", "/input_ids", H5T_NATIVE_UINT16, {2}, {65535, 7});
   write_foreign<uint8_t>(dir / "big.h5", "/input_ids", H5T_STD_U16BE, {1}, {1, 2});
-  EXPECT_THAT(read_token_file(dir / "i64.h5").ids, ElementsAre(1, 2, 3, 4));
-  EXPECT_EQ(read_token_file(dir / "i64.h5").seqlen, 2);
-  EXPECT_THAT(read_token_file(dir / "u16.h5").ids, ElementsAre(65535, 7));
-  EXPECT_THAT(read_token_file(dir / "big.h5").ids, ElementsAre(0x0102));
+  EXPECT_THAT(whole_file(dir / "i64.h5").ids, ElementsAre(1, 2, 3, 4));
+  EXPECT_EQ(whole_file(dir / "i64.h5").seqlen, 2);
+  EXPECT_THAT(whole_file(dir / "u16.h5").ids, ElementsAre(65535, 7));
+  EXPECT_THAT(whole_file(dir / "big.h5").ids, ElementsAre(0x0102));
 }
 
 TEST(TokenFile, AnIdBeyondInt32IsNamedWithItsPlace) {
@@ -177,8 +246,36 @@ TEST(TokenFile, AnAnnouncedTableWithoutDataIsRefused) {
 
 TEST(TokenFile, AnAbsentFileIsAnIoError) {
   const testing::TempDir dir;
-  EXPECT_THROW(read_token_file(dir / "absent.h5"), IoError);
+  EXPECT_THROW(whole_file(dir / "absent.h5"), IoError);
   EXPECT_THROW(write_token_file(dir / "absent" / "tokens.h5", {}), IoError);
+}
+
+/// The disk has so many pages left: 0 if that was refused and left nothing, kFits if the file is
+/// whole, else what is wrong.
+constexpr int kFits = 50;
+int write_with_room_for(uint64_t pages, const std::filesystem::path& directory) {
+  TokenFile tokens{std::vector<int32_t>(4000), 0, {1000, 3000}};
+  std::iota(tokens.ids.begin(), tokens.ids.end(), 0);
+  testing::fill(directory, pages);
+  try {
+    write_token_file(directory / "x.h5", tokens);
+  } catch (const IoError& error) {
+    if (error.error_number() != ENOSPC) return 1;
+    return std::filesystem::exists(directory / "x.h5") ? 2 : 0;
+  }
+  return corruption_in(directory / "x.h5") == "no CorruptionError" ? kFits : 3;
+}
+
+// HDF5 can keep a small table in memory until it closes it, and then not say so loudly.
+TEST(TokenFile, WhereverTheDiskEndsTheFileIsWholeOrRefused) {
+  const testing::TempDir dir;
+  int status = 0;
+  for (uint64_t pages = 0; status != kFits; ++pages) {
+    status = testing::exit_status_on_a_small_disk(
+        dir.path(), [&] { return write_with_room_for(pages, dir.path()); });
+    if (status == testing::kNotAllowed) GTEST_SKIP() << "mounting a file system is not allowed";
+    ASSERT_THAT(status, AnyOf(0, kFits)) << pages << " pages";
+  }
 }
 
 TEST(TokenFile, AFlippedBitIsNeverUsed) {
@@ -191,7 +288,7 @@ TEST(TokenFile, AFlippedBitIsNeverUsed) {
   for (size_t i = 0; i < good.size(); ++i) {
     put_byte(dir / "x.h5", i, static_cast<char>(good[i] ^ (1 << (i % 8))));
     try {
-      const TokenFile found = read_token_file(dir / "x.h5");
+      const TokenFile found = whole_file(dir / "x.h5");
       EXPECT_EQ(found.ids, tokens.ids) << "byte " << i;  // a byte that nobody reads
       EXPECT_EQ(found.seqlen, tokens.seqlen) << "byte " << i;
     } catch (const std::runtime_error&) {

@@ -55,6 +55,26 @@ TEST(Fingerprint, NamesEveryShardAndTheConfig) {
               ::testing::MatchesRegex("bytes=[0-9]+,header=[0-9a-f]{16},samples=[0-9a-f]{16}"));
 }
 
+TEST(Fingerprint, ShardsOfOneNameInTwoDirectoriesAreTwo) {
+  const testing::TempDir dir;
+  const auto write_shard = [&](const std::string& directory, const std::string& tensor, char data) {
+    std::filesystem::create_directories(dir / directory);
+    std::ofstream(dir / directory / "w.safetensors", std::ios::binary)
+        << make_safetensors_header({{tensor, "U8", {1}}}) << data;
+  };
+  write_shard("d0", "a", 'a');
+  write_shard("d4", "b", 'b');
+  std::ofstream(dir / "config.json") << "{}";
+  std::ofstream(dir / "model.safetensors.index.json")
+      << R"({"weight_map": {"a": "./d0/w.safetensors", "b": "d4/w.safetensors"}})";
+  const auto fingerprint = [&] { return fingerprint_checkpoint(CheckpointReader(dir.path())); };
+  const Fingerprint before = fingerprint();
+  EXPECT_THAT(before, ElementsAre(Key("model.config.json"), Key("model.shard.d0/w.safetensors"),
+                                  Key("model.shard.d4/w.safetensors")));
+  write_shard("d0", "a", 'c');
+  EXPECT_THAT(differing_keys(before, fingerprint()), ElementsAre("model.shard.d0/w.safetensors"));
+}
+
 TEST(Fingerprint, TheSameBytesElsewhereGiveTheSame) {
   EXPECT_EQ(Checkpoint(1000).fingerprint(), Checkpoint(1000).fingerprint());
 }
