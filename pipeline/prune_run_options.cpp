@@ -27,6 +27,7 @@ PlannedJob PruneRunOptions::job() const {
   job.recipes.reserve(recipes.size());
   for (const NamedRecipe& named : recipes) job.recipes.push_back(named.recipe);
   job.is_judged = sweep.has_value();
+  job.process_bytes = process_bytes;
   job.num_written = sweep && !sweep->writes_checkpoints ? 0 : int(recipes.size());
   return job;
 }

@@ -42,6 +42,7 @@ struct PruneRunOptions {
   std::vector<nlohmann::json> measured;  // by recipe, what trials before the run found, if any
   std::string command;                   // as typed, for the report
   std::string resume_command;
+  uint64_t process_bytes = 0;  // resident before anything was worked on; 0: as it is now
   DeviceFactory device_factory = make_devices;
 
   /// Calibration and resources of all of them.

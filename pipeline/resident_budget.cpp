@@ -1,5 +1,7 @@
 #include "pipeline/resident_budget.h"
 
+#include <algorithm>
+
 #include "pipeline/errors.h"  // BudgetError
 #include "pipeline/heap.h"
 #include "pipeline/plan/plan_inputs.h"  // ram_limit
@@ -13,10 +15,18 @@ namespace {
 constexpr uint64_t kGrowthBytes = uint64_t{48} << 20;
 constexpr double kAllocatorShare = 0.06;
 
-uint64_t stored_bytes(const SourceModel& model) {
-  uint64_t bytes = 0;
+struct StoredBytes {
+  uint64_t all = 0;
+  uint64_t largest = 0;  // tensor
+};
+
+StoredBytes stored_bytes(const SourceModel& model) {
+  StoredBytes bytes;
   const auto add = [&](const NamedShape& tensor) {
-    if (!tensor.is_added) bytes += model.checkpoint.tensor(tensor.name).bytes;
+    if (tensor.is_added) return;
+    const uint64_t more = model.checkpoint.tensor(tensor.name).bytes;
+    bytes.all += more;
+    bytes.largest = std::max(bytes.largest, more);
   };
   for (const NamedShape& tensor : outer_tensors(model.architecture)) add(tensor);
   for (int block = 0; block < model.architecture.num_blocks; ++block) {
@@ -31,16 +41,21 @@ uint64_t with_allocator(double bytes) { return uint64_t(bytes * (1 + kAllocatorS
 
 ResidentBudget resident_budget(const SourceModel& model, const std::vector<PlanItem>& host,
                                const std::vector<PlanItem>& work, const ResourceOptions& resources,
-                               const Device& device) {
+                               const Device& device, uint64_t process_bytes) {
   release_free_memory();
-  const uint64_t process = resident_bytes();
-  const RamLimit limit = ram_limit(resources, process);
+  const uint64_t now = resident_bytes();
+  const uint64_t process = process_bytes > 0 ? process_bytes : now;
+  const RamLimit limit = ram_limit(resources, now);
+  const StoredBytes stored = stored_bytes(model);
   ResidentBudget budget;
   budget.ram = {
       "RAM", {{"program, libraries, threads", process + kGrowthBytes}}, limit.bytes, limit.name};
   budget.ram.items.insert(budget.ram.items.end(), host.begin(), host.end());
+  if (!device.is_host()) {  // read whole, then moved
+    budget.ram.items.push_back({"a tensor on its way to the device", stored.largest});
+  }
   std::vector<PlanItem>& place = device.is_host() ? budget.ram.items : budget.device.items;
-  place.push_back({"the model as it is stored", stored_bytes(model)});
+  place.push_back({"the model as it is stored", stored.all});
   place.insert(place.end(), work.begin(), work.end());
   budget.device.name = "device memory";
   const uint64_t granted = resources.vram_budget_bytes, free = device.free_bytes();
@@ -50,15 +65,21 @@ ResidentBudget resident_budget(const SourceModel& model, const std::vector<PlanI
   return budget;
 }
 
-void require_fits(const ResidentBudget& budget, const std::string& what,
-                  const std::string& advice) {
+std::string refusal_of(const ResidentBudget& budget, const std::string& what,
+                       const std::string& advice) {
   std::string text;
   for (const PlannedResource* resource : {&budget.ram, &budget.device}) {
     if (!resource->items.empty() && !resource->fits()) {
       text += "\n  " + complaint_about(*resource);
     }
   }
-  if (!text.empty()) throw BudgetError(what + text + "\n  " + advice);
+  return text.empty() ? "" : what + text + "\n  " + advice;
+}
+
+void require_fits(const ResidentBudget& budget, const std::string& what,
+                  const std::string& advice) {
+  const std::string refusal = refusal_of(budget, what, advice);
+  if (!refusal.empty()) throw BudgetError(refusal);
 }
 
 }  // namespace coppice

@@ -8,6 +8,8 @@
 namespace coppice {
 namespace {
 
+constexpr uint64_t kTokenBytes = 4 + 8;  // as it is read, and as the embedding wants its index
+
 double trained_elements(const Architecture& architecture, const RetrainOptions& options) {
   double elements = 0;
   for (const LinearSpec& linear : architecture.linears) {
@@ -20,15 +22,14 @@ double trained_elements(const Architecture& architecture, const RetrainOptions& 
 // A block in the backward sweep: effective weights and their gradients, one of them widened and
 // masked, and what the forward kept for it, the gradients of activations replacing that one by one.
 double block_bytes(const Architecture& architecture, const BatchShape& batch) {
-  double weights = 0, kept = 0, widest = 0, largest = 0;
+  double weights = 0, kept = 0, passing = 0, largest = 0;
   for (const Half half : {Half::kAttention, Half::kMlp}) {
-    const double activations = kept_bytes(architecture, half, batch);
     weights += double(half_parameters(architecture, half));
-    kept += activations;
-    widest = std::max(widest, activations);
+    kept += kept_bytes(architecture, half, batch);
+    passing = std::max(passing, passing_bytes(architecture, half, batch));
     largest = std::max(largest, double(largest_weight(architecture, half)));
   }
-  return 2 * batch.element * weights + 3 * 4 * largest + kept + widest;
+  return 2 * batch.element * weights + 3 * 4 * largest + kept + passing;
 }
 
 std::vector<PlanItem> work_items(const Architecture& architecture, uint64_t image_bytes,
@@ -53,13 +54,16 @@ std::vector<PlanItem> work_items(const Architecture& architecture, uint64_t imag
 
 RetrainBudget retrain_budget(const SourceModel& model, const OutputDirectory& output,
                              const RetrainOptions& options, int64_t seqlen,
-                             const ResourceOptions& resources, const Device& device) {
+                             const ResourceOptions& resources, const Device& device,
+                             int64_t windows) {
   const at::ScalarType compute = device.compute_dtype(scalar_type(model.architecture.dtype));
   const BatchShape batch{double(options.training.batch_size), seqlen,
                          double(c10::elementSize(compute)), device.is_host()};
   const uint64_t image = output.largest_image_bytes();
-  return resident_budget(model, {{"a shard to be written", image}},
-                         work_items(model.architecture, image, options, batch), resources, device);
+  const std::vector<PlanItem> host = {{"a shard to be written", image},
+                                      {"tokens", uint64_t(windows * seqlen) * kTokenBytes}};
+  return resident_budget(model, host, work_items(model.architecture, image, options, batch),
+                         resources, device);
 }
 
 void require_fits(const RetrainBudget& budget) {

@@ -54,19 +54,21 @@ bool wants_unit_saliency(const std::vector<Recipe>& recipes) {
 }
 
 ResidentBudget unit_saliency_budget(const SourceModel& model, int64_t seqlen,
-                                    const ResourceOptions& resources, const Device& device) {
+                                    const ResourceOptions& resources, const Device& device,
+                                    uint64_t process_bytes) {
   const Cost cost = cost_of(model.architecture, 1, seqlen, device);
   return resident_budget(
       model, {},
       {{"hidden states between blocks, one block's work", with_allocator(cost.bytes_held)}},
-      resources, device);
+      resources, device, process_bytes);
 }
 
-void require_unit_saliency_fits(const ResidentBudget& budget) {
-  require_fits(budget,
-               "prune.method: snip: it scores units with the whole model in memory, and this one "
-               "does not fit",
-               "flap and wanda_sp need no more than a few blocks; a smaller --seqlen takes less.");
+std::string unit_saliency_refusal(const ResidentBudget& budget) {
+  return refusal_of(
+      budget,
+      "prune.method: snip: it scores units with the whole model in memory, and this one does not "
+      "fit",
+      "flap and wanda_sp need no more than a few blocks; a smaller --seqlen takes less.");
 }
 
 fs::path unit_saliency_path(const fs::path& work) { return work / "unit_scores.safetensors"; }

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "pipeline/block_pass.h"  // PassContext
@@ -15,12 +16,14 @@ namespace coppice {
 /// Whether some recipe ranks units so (PruneMethod::kSnip).
 bool wants_unit_saliency(const std::vector<Recipe>& recipes);
 
-/// What the pass takes at its peak, beside what the process has now. From headers and shapes.
+/// What the pass takes at its peak, beside what the process has, see resident_budget(). From
+/// headers and shapes.
 ResidentBudget unit_saliency_budget(const SourceModel& model, int64_t seqlen,
-                                    const ResourceOptions& resources, const Device& device);
+                                    const ResourceOptions& resources, const Device& device,
+                                    uint64_t process_bytes = 0);
 
-/// Throws BudgetError, with every item and what would fit, where it does not.
-void require_unit_saliency_fits(const ResidentBudget& budget);
+/// Every item of what does not fit, and what would; empty where all does.
+std::string unit_saliency_refusal(const ResidentBudget& budget);
 
 /// The safetensors file in the work directory that keeps the scores, see FORMATS.md. It is there
 /// only whole: what a process left there counts.

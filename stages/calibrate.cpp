@@ -148,12 +148,16 @@ Cost Calibrate::cost(const SpanShape& shape) const {
           static_cast<double>(shape.num_windows) * parameters * (stored + element);
     }
     cost.bytes_touched += parameters * stored;  // looked at for what is not finite
-    activations = std::max(
-        activations, kept_bytes(architecture, kind, {1, shape.seqlen, element, shape.is_host}));
+    const BatchShape window{1, shape.seqlen, element, shape.is_host};
+    activations = std::max(activations, kept_bytes(architecture, kind, window) +
+                                            passing_bytes(architecture, kind, window));
     for (const auto& [name, input] : inputs_of(architecture, kind)) {
-      if (options_.wants_sums && shape.compute_bytes != 4) {  // summed in fp32
-        widened = std::max(widened, 4.0 * seqlen * static_cast<double>(input.width));
-      }
+      const double in_fp32 = 4.0 * seqlen * static_cast<double>(input.width);
+      const double copied = shape.compute_bytes == 4 ? 0 : in_fp32;
+      if (options_.wants_sums) widened = std::max(widened, copied);
+      // Squared as a whole where no loop of ours adds them up.
+      const bool is_squared = options_.statistics != Statistics::kNone && !shape.is_host;
+      if (is_squared) widened = std::max(widened, copied + in_fp32);
     }
     if (options_.statistics != Statistics::kGram) continue;
     const double seen = static_cast<double>(num_gram_windows(shape.num_windows)) * seqlen;
@@ -166,7 +170,8 @@ Cost Calibrate::cost(const SpanShape& shape) const {
       }
     }
   }
-  cost.bytes_held = copies + activations + widened;
+  const double input = element * seqlen * static_cast<double>(architecture.hidden);
+  cost.bytes_held = copies + input + activations + widened;
   return cost;
 }
 

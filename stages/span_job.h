@@ -87,8 +87,8 @@ struct WindowReport {
   int64_t steps = 0;
   double lr = 0;
   int retries = 0;
-  int micro_batch = 0;   // sequences at once, where a GPU's memory did not do for a batch; else 0
-  std::string fallback;  // empty, or why the pruned weights stayed
+  int micro_batch = 0;  // sequences at once, where a GPU's memory did not do for a batch; else 0
+  std::string fallback = {};  // empty, or why the pruned weights stayed
   double seconds = 0;
 };
 
@@ -96,9 +96,9 @@ struct LinearReport {
   std::string name;  // full tensor name
   std::string method;
   std::string pattern;
-  double sparsity = 0;   // zeros / weights, counted
-  int64_t weights = 0;   // elements of the tensor
-  std::string fallback;  // empty, or why the method is not the one that was asked for
+  double sparsity = 0;        // zeros / weights, counted
+  int64_t weights = 0;        // elements of the tensor
+  std::string fallback = {};  // empty, or why the method is not the one that was asked for
 };
 
 /// One recipe's results on the span. Tensors by full name, in the model's dtype.

@@ -22,6 +22,7 @@ namespace {
 constexpr double kSeconds = 0.25;  // after which a probe asks for no more
 constexpr uint64_t kReadBytes = uint64_t{4} << 20;
 constexpr uint64_t kBatchBytes = uint64_t{32} << 20;  // what an engine keeps in flight
+constexpr uint64_t kFewWritten = uint64_t{8} << 20, kMostWritten = uint64_t{64} << 20;
 constexpr uint64_t kMaxRead = uint64_t{512} << 20;
 constexpr size_t kCodecBytes = size_t{4} << 20;
 
@@ -64,29 +65,52 @@ double read_rate(const CheckpointReader& checkpoint, IoEngine& engine) {
   return seconds > 0 ? double(bytes) / seconds : 0;
 }
 
-double write_rate(const std::filesystem::path& scratch) {
-  const std::filesystem::path path = scratch / fmt::format(".coppice-probe-{}", getpid());
-  const std::vector<std::byte> piece(kReadBytes, std::byte{0x5a});
-  const auto write = [&](uint64_t bytes) {
+/// A file that is written and goes, whatever happens.
+class ProbeFile {
+ public:
+  explicit ProbeFile(const std::filesystem::path& directory)
+      : path_(directory / fmt::format(".coppice-probe-{}", getpid())) {}
+  ~ProbeFile() {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+  ProbeFile(const ProbeFile&) = delete;
+  ProbeFile& operator=(const ProbeFile&) = delete;
+
+  /// Seconds until so many bytes, whole pieces, are durable.
+  double write(uint64_t bytes) const {
+    const std::vector<std::byte> piece(kReadBytes, std::byte{0x5a});
     return seconds_of([&] {
-      StagedFile file(path, bytes);
+      StagedFile file(path_, bytes);
       for (uint64_t at = 0; at < bytes; at += piece.size()) file.append(piece);
       file.publish();
     });
-  };
-  uint64_t bytes = uint64_t{8} << 20;
-  double seconds = write(bytes);
-  if (seconds < 0.1) seconds = write(bytes = uint64_t{64} << 20);
-  std::filesystem::remove(path);
-  return double(bytes) / seconds;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+double write_rate(const std::filesystem::path& scratch, uint64_t bytes) {
+  return double(bytes) / ProbeFile(scratch).write(bytes);
+}
+
+/// 0 where not a piece may be written.
+double write_rate_within(const std::filesystem::path& scratch, uint64_t most_bytes) {
+  const uint64_t most = std::min(most_bytes, kMostWritten) / kReadBytes * kReadBytes;
+  const uint64_t few = std::min(most, kFewWritten);
+  if (few == 0) return 0;
+  const double rate = write_rate(scratch, few);
+  const bool is_fast = double(few) / rate < 0.1;  // seconds, too short to tell
+  return is_fast && most > few ? write_rate(scratch, most) : rate;
 }
 
 }  // namespace
 
 void probe_disk(const CheckpointReader& checkpoint, const std::filesystem::path& scratch,
-                IoEngine& engine, Rates& rates) {
+                uint64_t most_written_bytes, IoEngine& engine, Rates& rates) {
   try {
-    rates.written_bytes = write_rate(scratch);
+    rates.written_bytes = write_rate_within(scratch, most_written_bytes);
   } catch (const IoError&) {  // no room, or not ours to write to: the run itself will say
   }
   rates.read_bytes = read_rate(checkpoint, engine);

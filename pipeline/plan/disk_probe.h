@@ -11,10 +11,11 @@
 namespace coppice {
 
 /// Fills read_bytes (from the checkpoint's shards, aligned direct reads through `engine`) and
-/// written_bytes (a file of at most 64 MiB in `scratch`, synced and removed).
-/// Throws IoError, CorruptionError.
+/// written_bytes (files in `scratch`, one at a time, synced and removed, none larger than 64 MiB
+/// and `most_written_bytes`; nothing is written, and nothing known, where those are less than 4
+/// MiB). Throws IoError, CorruptionError.
 void probe_disk(const CheckpointReader& checkpoint, const std::filesystem::path& scratch,
-                IoEngine& engine, Rates& rates);
+                uint64_t most_written_bytes, IoEngine& engine, Rates& rates);
 
 /// Fills the codec's rates and ratio, from one window of normally distributed elements that lie in
 /// memory as the device has them.

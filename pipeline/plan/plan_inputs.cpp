@@ -3,11 +3,13 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "pipeline/heap.h"  // release_free_memory
 #include "pipeline/plan/compute_probe.h"
 #include "pipeline/plan/disk_probe.h"
+#include "pipeline/plan/planned_work.h"  // record_bytes
 #include "pipeline/plan/rehearsal.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/unit_saliency_pass.h"
@@ -58,19 +60,30 @@ uint64_t outer_bytes(const SourceModel& model) {
   return bytes;
 }
 
-// Of the largest block, what is FP8 in its slot and bf16 beside it.
-uint64_t widened_bytes(const SourceModel& model) {
+// Of the block that has most of them.
+uint64_t largest_of_blocks(const SourceModel& model,
+                           const std::function<uint64_t(const TensorInfo&)>& bytes_of) {
   uint64_t largest = 0;
   for (int block = 0; block < model.architecture.num_blocks; ++block) {
     uint64_t bytes = 0;
     for (const NamedShape& named : block_tensors(model.architecture, block)) {
-      if (named.is_added) continue;
-      const TensorInfo& tensor = model.checkpoint.tensor(named.name);
-      if (tensor.dtype == kFp8) bytes += 2 * uint64_t(tensor.num_elements());
+      if (!named.is_added) bytes += bytes_of(model.checkpoint.tensor(named.name));
     }
     largest = std::max(largest, bytes);
   }
   return largest;
+}
+
+// What is FP8 in its slot and bf16 beside it.
+uint64_t widened_bytes(const TensorInfo& tensor) {
+  return tensor.dtype == kFp8 ? 2 * uint64_t(tensor.num_elements()) : 0;
+}
+
+// What a host device copies, since no tensor can lie there: a slot keeps what is left of a file's
+// offset behind the elements' size.
+uint64_t unaligned_bytes(const TensorInfo& tensor) {
+  const uint64_t element = std::max<uint64_t>(1, element_bytes(tensor.dtype));
+  return tensor.offset % element == 0 ? 0 : tensor.bytes;
 }
 
 // Of a block, were every linear pruned.
@@ -82,11 +95,13 @@ uint64_t bitmask_bytes(const Architecture& architecture) {
   return bytes;
 }
 
-void set_ram_limit(const ResourceOptions& resources, PlanInputs& inputs) {
+// What is available lies beside what the process has by now, whatever it is planned with.
+void set_ram_limit(const ResourceOptions& resources, uint64_t process_bytes, PlanInputs& inputs) {
   release_free_memory();
-  inputs.process_bytes = resident_bytes();
+  const uint64_t now = resident_bytes();
+  inputs.process_bytes = process_bytes > 0 ? process_bytes : now;
   inputs.is_ram_limit_given = resources.ram_budget_bytes > 0;
-  const RamLimit limit = ram_limit(resources, inputs.process_bytes);
+  const RamLimit limit = ram_limit(resources, now);
   inputs.ram_limit = limit.bytes;
   inputs.ram_limit_name = limit.name;
 }
@@ -160,7 +175,11 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
   inputs.blocks_to_do = int(left.blocks.size());
   inputs.slot_bytes = spans.slot_bytes();
-  inputs.widened_bytes = widened_bytes(model) * uint64_t(spans.blocks_per_span());
+  const auto of_a_span = [&](const std::function<uint64_t(const TensorInfo&)>& bytes_of) {
+    return largest_of_blocks(model, bytes_of) * uint64_t(spans.blocks_per_span());
+  };
+  inputs.widened_bytes = of_a_span(widened_bytes);
+  if (device.is_host()) inputs.unaligned_bytes = of_a_span(unaligned_bytes);
   inputs.image_bytes = output.largest_image_bytes(spans.blocks_per_span());
   inputs.block_read_bytes = blocks_read_bytes(spans, left);
   inputs.outer_bytes = uint64_t(left.outer_copies) * outer_bytes(model);
@@ -172,14 +191,17 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
     inputs.mask_bytes = copies * bitmask_bytes(architecture) * uint64_t(spans.blocks_per_span());
     inputs.output_bytes += copies * left.blocks.size() * bitmask_bytes(architecture);
   }
+  const RecordBytes records = record_bytes(architecture, job.recipes);
+  inputs.report_bytes = records.ram;
+  inputs.journal_bytes = records.journal;
   if (left.scores_units) {
     const ResidentBudget scoring =
-        unit_saliency_budget(model, inputs.seqlen, recipe.resources, device);
-    require_unit_saliency_fits(scoring);
-    inputs.scoring_ram_bytes = scoring.ram.bytes();
-    inputs.scoring_device_bytes = scoring.device.bytes();
+        unit_saliency_budget(model, inputs.seqlen, recipe.resources, device, job.process_bytes);
+    inputs.scoring_ram = scoring.ram;
+    inputs.scoring_device = scoring.device;
+    inputs.scoring_refusal = unit_saliency_refusal(scoring);
   }
-  set_ram_limit(recipe.resources, inputs);
+  set_ram_limit(recipe.resources, job.process_bytes, inputs);
   inputs.devices = machine.num_devices();
   inputs.codec_threads = machine.codec_threads();
   set_device_limit(recipe.resources, machine, inputs);
@@ -229,7 +251,8 @@ void measure_rates(const SourceModel& model, Machine& machine, const fs::path& s
   probe_new_memory(std::min(kMostNewMemory, left / 2), inputs.rates);
   // An engine of its own: what a probe reads is not what the run reads.
   const std::unique_ptr<IoEngine> engine = make_io_engine({});
-  probe_disk(model.checkpoint, nearest_existing(scratch), *engine, inputs.rates);
+  probe_disk(model.checkpoint, nearest_existing(scratch), unmeasured.scratch.bytes() / 4, *engine,
+             inputs.rates);
   probe_codec({inputs.windows, inputs.seqlen, architecture.hidden, architecture.dtype},
               machine.device().chunk_layout(), inputs.rates);
   rehearse_once();  // again, some seconds later: slow moments of a shared machine last that long

@@ -31,20 +31,22 @@ struct PlannedJob {
   std::vector<Recipe> recipes;  // at least one
   int num_written = 1;          // of whose models checkpoints are written: all, or none
   bool is_judged = false;
+  uint64_t process_bytes = 0;  // resident before anything was worked on; 0: as it is now
 };
 
 /// All of it.
 WorkLeft all_work(const Architecture& architecture, const PlannedJob& job);
 
 /// Everything but rates. `output` and `scratch` need not exist: the nearest directory above counts.
-/// Throws IoError, and BudgetError where units are to be scored by a model that does not fit.
+/// Throws IoError.
 PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const ModelSpans& spans,
                        int64_t windows, const Machine& machine, const OutputDirectory& output,
                        const std::filesystem::path& scratch, const WorkLeft& left);
 
-/// Measures the machine for `inputs.rates`: up to ten seconds, 64 MiB written to the scratch
-/// directory and removed; of several recipes one is rehearsed, on a slice that holds no more than
-/// the run, by the plan that was made without rates. Nothing where `resources.probe` is off.
+/// Measures the machine for `inputs.rates`: up to ten seconds, at most 64 MiB, and a quarter of
+/// what the plan counts, written to the scratch directory and removed; of several recipes one is
+/// rehearsed, on a slice that holds no more than the run, by the plan that was made without rates.
+/// Nothing where `resources.probe` is off.
 void measure_rates(const SourceModel& model, Machine& machine, const std::filesystem::path& scratch,
                    const RunPlan& unmeasured, PlanInputs& inputs);
 

@@ -25,6 +25,13 @@ double held_by_head(const PlanInputs& in) {
   return double(in.head_rows) * double(row + 2 * in.seqlen * int64_t{sizeof(float)});
 }
 
+/// Statistics of a span, from its forward to its adaptation.
+double kept_by_forward(const PlanInputs& in, const RunSettings& settings) {
+  const std::unique_ptr<Stage> dense = forward_stage(in, settings.convert);
+  return dense ? dense->cost(shape_of(in, span_of(in))).bytes_kept : 0;
+}
+
+/// Of a device, with the statistics of the span at work.
 double held_by_stages(const PlanInputs& in, const RunSettings& settings) {
   const std::unique_ptr<Stage> dense = forward_stage(in, settings.convert);
   const Cost forward = dense ? dense->cost(shape_of(in, span_of(in))) : Cost{};
@@ -54,10 +61,8 @@ uint64_t in_flight_bytes(const PlanInputs& in, const RunSettings& settings) {
   return behind + ahead + scratch;
 }
 
-/// Each device has a span at work; with several of them others wait whose forward is done.
 int all_streams_inside(const PlanInputs& in, const RunSettings& settings) {
-  const int spans = in.devices > 1 ? all_slots(in, settings) : 1;
-  return spans * streams_inside(in, settings.recompute_targets);
+  return spans_begun(in, settings) * streams_inside(in, settings.recompute_targets);
 }
 
 uint64_t kept_bytes(const PlanInputs& in, const RunSettings& settings) {
@@ -96,6 +101,28 @@ void add_widened(const PlanInputs& in, int slots, std::vector<PlanItem>& items) 
   items.push_back({"FP8 weights as bf16", uint64_t(slots) * in.widened_bytes});
 }
 
+/// Of spans whose forward is done while each device is at work on another.
+void add_waiting_statistics(const PlanInputs& in, const RunSettings& settings, int spans_waiting,
+                            std::vector<PlanItem>& items) {
+  const auto kept = uint64_t(kept_by_forward(in, settings) * (1 + kAllocatorShare));
+  if (spans_waiting == 0 || kept == 0) return;
+  items.push_back({"statistics that wait with their spans", uint64_t(spans_waiting) * kept});
+}
+
+/// On the host, whose generator gives every device the same scores.
+void add_random_scores(const PlanInputs& in, std::vector<PlanItem>& items) {
+  const bool any = std::any_of(in.recipes.begin(), in.recipes.end(), [](const Recipe& recipe) {
+    return recipe.prune.method == PruneMethod::kRandom;
+  });
+  if (!any) return;
+  int64_t largest = 0;
+  for (const LinearSpec& linear : in.architecture.linears) {
+    largest = std::max(largest, linear.out * linear.in);
+  }
+  items.push_back({"random scores on their way to the device",
+                   uint64_t(in.devices) * uint64_t(largest) * sizeof(float)});
+}
+
 std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& settings) {
   std::vector<PlanItem> items = {{"program, libraries, threads", in.process_bytes + kGrowthBytes}};
   if (in.is_host) {
@@ -103,12 +130,18 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
     items.push_back(
         {fmt::format("blocks read ahead ({} slots)", slots), uint64_t(slots) * in.slot_bytes});
     add_widened(in, slots, items);
+    if (in.unaligned_bytes > 0) {
+      items.push_back(
+          {"weights that lie unaligned", uint64_t(spans_begun(in, settings)) * in.unaligned_bytes});
+    }
     const double held = in.devices * held_by_stages(in, settings);
     items.push_back({in.devices > 1 ? fmt::format("work of the largest stage, {} times", in.devices)
                                     : "work of the largest stage",
                      uint64_t(held * (1 + kAllocatorShare))});
+    add_waiting_statistics(in, settings, spans_begun(in, settings) - in.devices, items);
   } else {
     items.push_back({"staging buffers", staging_bytes(in)});
+    add_random_scores(in, items);
   }
   items.push_back({fmt::format("shards to be written ({})", settings.outputs),
                    uint64_t(settings.outputs) * adapted_bytes(in)});
@@ -124,6 +157,7 @@ std::vector<PlanItem> ram_items(const PlanInputs& in, const RunSettings& setting
   if (const uint64_t kept = kept_bytes(in, settings)) {
     items.push_back({"hidden states kept in memory", kept});
   }
+  if (in.report_bytes > 0) items.push_back({"reports", in.report_bytes});
   return items;
 }
 
@@ -134,6 +168,7 @@ std::vector<PlanItem> device_items(const PlanInputs& in, const RunSettings& sett
                    uint64_t(settings.slots) * in.slot_bytes});
   items.push_back({"work of the largest stage",
                    uint64_t(held_by_stages(in, settings) * (1 + kAllocatorShare))});
+  add_waiting_statistics(in, settings, spans_begun(in, settings) / in.devices - 1, items);
   const int of_each = (settings.outputs + in.devices - 1) / in.devices;
   items.push_back({fmt::format("adapted tensors ({})", of_each),
                    uint64_t(of_each) * (in.image_bytes + in.mask_bytes)});
@@ -164,7 +199,7 @@ std::vector<PlanItem> scratch_items(const PlanInputs& in, const RunSettings& set
     items.push_back(
         {"held-out windows of every recipe", 4 * in.recipes.size() * held_out_window_bytes(in)});
   }
-  items.push_back({"journal, tokens, indices", uint64_t(16) << 20});
+  items.push_back({"journal, tokens, indices", (uint64_t(16) << 20) + in.journal_bytes});
   return items;
 }
 
@@ -174,8 +209,8 @@ void add_memory(const PlanInputs& in, RunPlan& plan) {
   plan.ram = {"RAM", ram_items(in, plan.settings), in.ram_limit, in.ram_limit_name};
   plan.device = {"device memory", device_items(in, plan.settings), in.device_limit,
                  in.device_limit_name};
-  add_scoring(in.scoring_ram_bytes, plan.ram);
-  if (!in.is_host) add_scoring(in.scoring_device_bytes, plan.device);
+  add_scoring(in.scoring_ram.bytes(), plan.ram);
+  if (!in.is_host) add_scoring(in.scoring_device.bytes(), plan.device);
   plan.scratch = {"disk for hidden states", scratch_items(in, plan.settings), in.scratch_limit,
                   in.scratch_limit_name};
   plan.output = {

@@ -87,7 +87,7 @@ void add_to(std::vector<PlannedStage>& stages, PlannedStage more) {
 
 /// Before the run: the whole model, forward and back.
 void add_scoring(const PlanInputs& in, std::vector<PlannedStage>& stages) {
-  if (in.scoring_ram_bytes == 0) return;
+  if (in.scoring_ram.items.empty()) return;
   const Architecture& architecture = in.architecture;
   const double tokens = double(in.windows) * double(in.seqlen);
   const int64_t stored_bytes = architecture.dtype == "F32" ? 4 : 2;

@@ -7,9 +7,18 @@
 #include "stages/propagation.h"
 #include "stages/reconstruct.h"
 #include "stages/stage_table.h"
+#include "stages/targets.h"  // is_target
+#include "stages/units/targeted_units.h"
 
 namespace coppice {
 namespace {
+
+// Measured as JSON of a report: what the RAM of runs and sweeps had beyond their plan, and the
+// journal's size, over 18,528 linears.
+constexpr uint64_t kLinearRam = 1400, kMatrixRam = 4200, kLinearJournal = 700;
+// Of a block beside its linears, windows of both halves included: 5,244 bytes as JSON in memory,
+// 794 as text, and the names of its files.
+constexpr uint64_t kBlockRam = 6000, kBlockJournal = 1000;
 
 bool has_half_block_boundaries(const ReconstructOptions& options) {
   return has_windows_inside_blocks(options.window) && options.propagation != Propagation::kSparse;
@@ -33,6 +42,28 @@ double recomputed_reads(const PlanInputs& in, const Recipe& recipe) {
     bytes += share(window) * Reconstruct(options).cost(shape_of(in, window)).bytes_moved;
   }
   return bytes;
+}
+
+int64_t linears_of_units(const Architecture& architecture, const PruneOptions& prune) {
+  int64_t linears = 0;
+  for (int half = 0; half < 2 * architecture.num_blocks; ++half) {
+    for (const auto& [units, sparsity] : targeted_units(architecture, half, prune)) {
+      if (sparsity > 0) linears += int64_t(units.producers.size() + units.shared.size()) + 1;
+    }
+  }
+  return linears;
+}
+
+/// Linears that a report will name: those that are pruned.
+int64_t reported_linears(const Architecture& architecture, const PruneOptions& prune) {
+  if (removes_units(prune.method)) return linears_of_units(architecture, prune);
+  int64_t linears = 0;
+  for (int block = 0; block < architecture.num_blocks; ++block) {
+    for (const LinearSpec& linear : architecture.linears) {
+      linears += is_target(prune, in_block(architecture, block, linear.name));
+    }
+  }
+  return linears;
 }
 
 }  // namespace
@@ -81,6 +112,10 @@ int blocks_inside(const PlanInputs& in) {
 
 int all_slots(const PlanInputs& in, const RunSettings& settings) {
   return in.devices * settings.slots;
+}
+
+int spans_begun(const PlanInputs& in, const RunSettings& settings) {
+  return in.devices > 1 ? all_slots(in, settings) : 1;
 }
 
 int boundaries_ahead(const PlanInputs& in, const RunSettings& settings) {
@@ -154,6 +189,18 @@ Cost recompute_cost(const PlanInputs& in) {
   cost.bytes_touched *= passes;
   cost.bytes_moved = 0;  // its inputs are counted as what would have been read
   return cost;
+}
+
+RecordBytes record_bytes(const Architecture& architecture, const std::vector<Recipe>& recipes) {
+  RecordBytes bytes;
+  for (const Recipe& recipe : recipes) {
+    const auto blocks = uint64_t(architecture.num_blocks);
+    const auto linears = uint64_t(reported_linears(architecture, recipe.prune));
+    const bool has_matrices = recipe.reconstruct.window.kind == WindowKind::kMatrix;
+    bytes.ram += blocks * kBlockRam + linears * (has_matrices ? kMatrixRam : kLinearRam);
+    bytes.journal += blocks * kBlockJournal + linears * kLinearJournal;
+  }
+  return bytes;
 }
 
 }  // namespace coppice

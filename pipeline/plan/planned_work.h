@@ -48,6 +48,9 @@ int boundaries_between(const PlanInputs& inputs, const RunSettings& settings);
 int boundaries_ahead(const PlanInputs& inputs, const RunSettings& settings);
 /// Slots on all devices.
 int all_slots(const PlanInputs& inputs, const RunSettings& settings);
+/// Spans between forward and adaptation on all devices, with weights and statistics: one at work on
+/// each; with several devices, every one that has a slot.
+int spans_begun(const PlanInputs& inputs, const RunSettings& settings);
 /// Boundaries inside the blocks of a span.
 int streams_inside(const PlanInputs& inputs, bool recompute_targets);
 
@@ -58,5 +61,14 @@ double adapt_reads(const PlanInputs& inputs);
 /// Of a block (a span of one) whose targets are made again for every read: the dense attention
 /// half, forward.
 Cost recompute_cost(const PlanInputs& inputs);
+
+// ---- records
+
+/// What is recorded of all blocks for reports and for a run that is continued.
+struct RecordBytes {
+  uint64_t ram = 0;
+  uint64_t journal = 0;
+};
+RecordBytes record_bytes(const Architecture& architecture, const std::vector<Recipe>& recipes);
 
 }  // namespace coppice

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <optional>
 
@@ -38,24 +39,33 @@ int64_t windows_that_fit(PlanInputs in, const RunSettings& smallest) {
   return low;
 }
 
+/// As human_bytes() and never less: who grants what it says is not refused again.
+std::string granted_bytes(uint64_t bytes) {
+  double unit = 1;
+  while (double(bytes) / unit >= 1024) unit *= 1024;
+  const double digit = unit == 1 || double(bytes) / unit >= 100 ? unit : unit / 10;
+  return human_bytes(std::ceil(double(bytes) / digit) * digit);
+}
+
 // What would bring the need down, by what weighs most.
 std::string advice(const PlanInputs& in, const RunPlan& smallest) {
   std::string text;
   if (!smallest.ram.fits() || !smallest.device.fits()) {
     const PlannedResource& tight = smallest.ram.fits() ? smallest.device : smallest.ram;
-    text += fmt::format("\n  It would fit into {} of {}", human_bytes(double(tight.bytes())),
-                        tight.name);
+    text += fmt::format("\n  It would fit into {} of {}", granted_bytes(tight.bytes()), tight.name);
     const auto with_window = [&](WindowKind kind, const char* flag) {
       PlanInputs changed = in;
       const auto blocks = uint64_t(blocks_per_span(in.recipes));
       changed.recipes.front().reconstruct.window = {kind};
       changed.slot_bytes /= blocks;
+      changed.widened_bytes /= blocks;
+      changed.unaligned_bytes /= blocks;
       changed.image_bytes /= blocks;
       changed.mask_bytes /= blocks;
       const RunPlan other = estimate(changed, smallest.settings);
       const uint64_t bytes = (smallest.ram.fits() ? other.device : other.ram).bytes();
       if (bytes < tight.bytes()) {
-        text += fmt::format("; with {} into {}", flag, human_bytes(double(bytes)));
+        text += fmt::format("; with {} into {}", flag, granted_bytes(bytes));
       }
     };
     const Window& window = in.recipes.front().reconstruct.window;
@@ -99,6 +109,13 @@ RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets, Kept
   return settings;
 }
 
+[[noreturn]] void refuse_scoring(const PlanInputs& in) {
+  RunPlan plan = estimate(in, smallest_settings(in, false, KeptActivations::kAll));
+  plan.ram = in.scoring_ram;
+  if (!in.is_host) plan.device = in.scoring_device;
+  throw PlanRefused(in.scoring_refusal, plan);
+}
+
 /// Hidden states that stay in memory spare the disk, and the wait for it between blocks. Small ones
 /// always do; without a budget larger ones only where the disk would be what the run waits for:
 /// others want memory too.
@@ -111,8 +128,7 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
   if (!in.is_ram_limit_given && !disk_is_slower) room_bytes = std::min(room_bytes, kSmallStates);
   uint64_t room = room_bytes / std::max<uint64_t>(1, window_bytes(in));
   const int between = boundaries_between(in, settings);
-  const int inside = streams_inside(in, settings.recompute_targets) *
-                     (in.devices > 1 ? all_slots(in, settings) : 1);
+  const int inside = streams_inside(in, settings.recompute_targets) * spans_begun(in, settings);
   // Some of many: not worth the memory.
   const bool all_fit = int64_t(room) >= (inside + between) * in.windows;
   if (!all_fit && !in.is_ram_limit_given && !disk_is_slower) return plan;
@@ -200,6 +216,7 @@ std::string complaint_about(const PlannedResource& resource) {
 }
 
 RunPlan plan_run(const PlanInputs& in) {
+  if (!in.scoring_refusal.empty()) refuse_scoring(in);
   // Computing activations again takes time in every step: only where nothing else would do.
   std::vector<KeptActivations> ways = {KeptActivations::kAll};
   if (has_windows_of_halves(in)) ways.push_back(KeptActivations::kOfOneHalf);

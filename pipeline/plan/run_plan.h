@@ -89,11 +89,14 @@ struct PlanInputs {
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
   uint64_t widened_bytes = 0;     // of a span's FP8 weights as bf16
+  uint64_t unaligned_bytes = 0;   // of a span's weights, that a host device copies to use them
   uint64_t image_bytes = 0;       // of the shards of a span, of one recipe
   uint64_t mask_bytes = 0;        // of its bitmasks, where they are exported
   uint64_t block_read_bytes = 0;  // of all blocks to do, as the read plan has them
   uint64_t outer_bytes = 0;       // embedding, head, norm: copied and read by rows
   uint64_t output_bytes = 0;      // still to be written
+  uint64_t report_bytes = 0;      // of what is known of all blocks, until the run's end
+  uint64_t journal_bytes = 0;     // of the same on disk
   uint64_t process_bytes = 0;     // resident before anything is planned
 
   // `device_limit`: on each.
@@ -107,8 +110,9 @@ struct PlanInputs {
   bool is_judged = false;  // the held-out windows flow through every recipe's model
   int64_t head_rows = 0;   // of the vocabulary, that judge them at once; 0: there is no head
 
-  /// In all, while units are scored by the whole model before the run; 0: they are not, or were.
-  uint64_t scoring_ram_bytes = 0, scoring_device_bytes = 0;
+  /// While units are scored by the whole model before the run; no items: they are not, or were.
+  PlannedResource scoring_ram = {}, scoring_device = {};
+  std::string scoring_refusal = {};  // why it does not fit; empty: it does
 
   const ResourceOptions& resources() const { return recipes.front().resources; }
 };
@@ -118,7 +122,8 @@ int blocks_per_span(const std::vector<Recipe>& recipes);
 
 bool fits(const RunPlan& plan);
 
-/// Not even the smallest settings fit: what they would take, item by item, and what would fit.
+/// Not even the smallest settings fit: what they would take, item by item, and what would fit. Or
+/// the scoring of units does not: then memory is what that would take.
 class PlanRefused : public BudgetError {
  public:
   PlanRefused(const std::string& what, RunPlan smallest)

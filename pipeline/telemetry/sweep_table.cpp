@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "pipeline/telemetry/progress.h"  // human_seconds
 #include "pipeline/telemetry/zeros.h"
@@ -67,6 +68,9 @@ const char* const kColumns[] = {"sparsity",        "held_out_loss",
 
 }  // namespace
 
+SweepRow::SweepRow(std::string name_in, std::vector<std::string> varied_in, const json& blocks)
+    : name(std::move(name_in)), varied(std::move(varied_in)), sums(sums_of(blocks)) {}
+
 json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRow>& rows,
                  const json& judged) {
   const auto losses = judged.at("losses").get<std::vector<double>>();
@@ -77,7 +81,7 @@ json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRo
                 {"best", rows[best].name},
                 {"rows", json::array()}};
   for (size_t i = 0; i < rows.size(); ++i) {
-    json row = sums_of(rows[i].blocks);
+    json row = rows[i].sums;
     row["name"] = rows[i].name;
     row["varied"] = rows[i].varied;
     row["held_out_loss"] = losses[i];

@@ -9,9 +9,13 @@ namespace coppice {
 
 /// One recipe of a sweep, as its report tells it.
 struct SweepRow {
+  /// `varied`: one a key. Of `blocks`, of its run_report(), the sums are kept: with many linears a
+  /// report is large, and a sweep has one a recipe.
+  SweepRow(std::string name, std::vector<std::string> varied, const nlohmann::json& blocks);
+
   std::string name;
-  std::vector<std::string> varied;  // one a key
-  nlohmann::json blocks;            // of its run_report()
+  std::vector<std::string> varied;
+  nlohmann::json sums;
 };
 
 /// `rows` by recipe: {name, varied, sparsity, held_out_loss, held_out_pruned,

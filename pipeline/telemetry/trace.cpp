@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
+#include "pipeline/telemetry/json_text.h"
 #include "storage/errors.h"  // IoError
 
 namespace coppice {
@@ -162,7 +163,7 @@ void Trace::append(const json& event) {
   if (refusal_ != 0) return;
   unwritten_ += is_empty_ ? "[\n" : ",\n";
   is_empty_ = false;
-  unwritten_ += event.dump(-1, ' ', false, json::error_handler_t::replace);
+  unwritten_ += json_text(event);
   if (++unwritten_events_ >= kEventsPerWrite || Clock::now() - flushed_ >= kLongestUnwritten) {
     flush();
   }

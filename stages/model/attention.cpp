@@ -36,7 +36,7 @@ at::Tensor as_heads(const at::Tensor& x, int64_t length, int64_t head_dim) {
 /// Each token sees itself and the window − 1 before it. Source: the mask of transformers'
 /// masking_utils, sliding_window_causal_mask_function.
 at::Tensor attend_window(const Heads& heads, int64_t window) {
-  const at::TensorOptions index = heads.q.options().dtype(at::kLong);
+  const at::TensorOptions index = heads.q.options().dtype(at::kInt);
   std::vector<at::Tensor> outputs;
   for (const AttentionPiece& piece : attention_pieces(heads.q.size(2), window)) {
     const at::Tensor distance = at::arange(piece.first, piece.last, index).unsqueeze(1) -

@@ -43,8 +43,8 @@ bool is_first(const Architecture& architecture, const LinearSpec& linear) {
 
 /// Elements.
 int64_t kept_a_token(const Architecture& architecture, Half half) {
-  // Input, x̂ and gain ∘ x̂, output; x̂ and gain ∘ x̂ of heads.
-  int64_t width = 3 * architecture.hidden + 2 * normed_head_channels(architecture, half);
+  // x̂; x̂ and gain ∘ x̂ of heads.
+  int64_t width = architecture.hidden + 2 * normed_head_channels(architecture, half);
   const LinearSpec& last = architecture.last_linear(half);
   int64_t outputs = last.in;  // and what the last one reads
   for (const LinearSpec& linear : architecture.linears) {
@@ -79,6 +79,19 @@ double kept_by_attention(const Architecture& architecture, const BatchShape& bat
     most = std::max(most, masks + batch.sequences * (length * channels + spread));
   }
   return most;
+}
+
+/// Of the largest piece of attention in windows: how far every token is from every key, in 32 bits,
+/// and three steps to its mask, in whose place they are.
+double mask_making_bytes(const Architecture& architecture, const BatchShape& batch) {
+  int64_t pairs = 0;
+  for (const int64_t window : architecture.attention_windows) {
+    if (window == 0 || window >= batch.seqlen) continue;
+    for (const AttentionPiece& piece : attention_pieces(batch.seqlen, window)) {
+      pairs = std::max(pairs, piece.tokens() * piece.keys());
+    }
+  }
+  return static_cast<double>(pairs) * (4 + 3 - batch.element);
 }
 
 }  // namespace
@@ -179,6 +192,31 @@ double kept_bytes(const Architecture& architecture, Half half, const BatchShape&
       half == Half::kAttention ? kept_by_attention(architecture, batch) : double{0};
   return batch.element *
          (tokens * static_cast<double>(kept_a_token(architecture, half)) + attention);
+}
+
+double passing_bytes(const Architecture& architecture, Half half, const BatchShape& batch) {
+  const double tokens = batch.sequences * static_cast<double>(batch.seqlen);
+  const auto hidden = static_cast<double>(architecture.hidden);
+  if (half == Half::kMlp) {
+    // Gradients of what units are made of, and of the units that are gone by then.
+    const double gates = architecture.mlp_kind == MlpKind::kGated ? 2 : 1;
+    const double units = gates * static_cast<double>(architecture.ffn);
+    const auto experts = static_cast<double>(architecture.experts.per_token);
+    // Of one expert at a time; what goes back to the rows of all.
+    const double share = architecture.has_experts(half)
+                             ? experts / static_cast<double>(architecture.experts.count)
+                             : 1;
+    return batch.element * tokens * std::max(share * units + 2 * experts * hidden, hidden);
+  }
+  // Gradients of the heads side by side; of queries, keys and values; and the way back through
+  // their rotation. Forward it is gain ∘ x̂, and queries and keys before they were turned.
+  const auto q = static_cast<double>(architecture.heads * architecture.head_dim);
+  const auto k = static_cast<double>(architecture.kv_heads * architecture.head_dim);
+  const bool has_groups = architecture.heads != architecture.kv_heads;
+  const double spread = !batch.is_host && has_groups ? 2 * (q - k) : 0;
+  return std::max(
+      batch.element * tokens * (3 * q + 3 * k + spread),
+      batch.element * tokens * (q + k + hidden) + mask_making_bytes(architecture, batch));
 }
 
 }  // namespace coppice

@@ -41,10 +41,14 @@ struct BatchShape {
   bool is_host = true;  // see grouped_attention()
 };
 
-/// Bytes that one forward pass keeps for its backward, tensor by tensor; where windows of attention
-/// differ, of the block that keeps most. Exact for experts, too: a token goes through as many as
-/// any other.
+/// Bytes that one forward pass keeps for its backward, its output included and its input not,
+/// tensor by tensor; where windows of attention differ, of the block that keeps most. Exact for
+/// experts, too: a token goes through as many as any other.
 double kept_bytes(const Architecture& architecture, Half half, const BatchShape& batch);
+
+/// Bytes beside what is kept, while the half runs or its gradients take the place of what is kept,
+/// at the peak of both.
+double passing_bytes(const Architecture& architecture, Half half, const BatchShape& batch);
 
 /// Elements per token that the half reads and writes outside of its products and its attention.
 /// Counted pass by pass over the code of attention.cpp and mlp.cpp.

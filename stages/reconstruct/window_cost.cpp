@@ -104,19 +104,20 @@ class WindowCost {
   }
 
   double bytes_held() const {
+    const bool has_best = (is_trained_ && options_.epochs > 1) || fits_ > 1;
     double states = 0, training = 0, fitting = 0, evaluating = 0;
     for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
       const Half kind = half_of(half);
-      states += parameters(kind) * bytes_of_state();
-      // Rounded as they will be written, and widened again; the best so far.
-      const bool has_best = (is_trained_ && options_.epochs > 1) || fits_ > 1;
-      evaluating += parameters(kind) * (stored_ + widened_ + (has_best ? stored_ : 0));
+      states += parameters(kind) * (bytes_of_state() + (has_best ? stored_ : 0));
+      // Rounded as they will be written, and widened again.
+      evaluating += parameters(kind) * (stored_ + widened_);
       training += parameters(kind) * element_;  // gradients
       fitting = std::max(fitting, fitting_bytes(kind));
     }
     training = is_trained_ ? training + gain_gradient_bytes() + activation_bytes() : 0;
-    fitting = fits_ > 0 ? evaluating + fitting : 0;
-    return states + std::max({training, fitting, evaluating + widest_bytes()});
+    fitting = fits_ > 0 ? evaluating + fitting : 0;  // the candidate's values are there by then
+    evaluating += passes_.batch * element_ * hidden() + widest_bytes() + passing_bytes();
+    return states + std::max({training, fitting, evaluating});
   }
 
   // Master, moments, mask, and the copy that products read; the dense window's weights.
@@ -142,19 +143,27 @@ class WindowCost {
     return most;
   }
 
-  // The gradients of activations replace them one by one: twice the widest of them, and the rest.
-  double activation_bytes() const {
-    double kept = 0;
-    if (shape_.kept_activations == KeptActivations::kOfOneHalf) {
-      // Inputs of all halves but the first, and of one what it keeps.
-      const auto inputs = static_cast<double>(shape_.halves.last - shape_.halves.first - 1);
-      kept = passes_.batch * element_ * hidden() * inputs + widest_bytes();
-    } else {
-      for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
-        kept += kept_bytes(architecture_, half_of(half), batch_of(shape_, passes_));
-      }
+  double passing_bytes() const {
+    double most = 0;
+    for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
+      most = std::max(
+          most, coppice::passing_bytes(architecture_, half_of(half), batch_of(shape_, passes_)));
     }
-    return kept + widest_bytes();
+    return most;
+  }
+
+  // The input, and what is kept until gradients take its place.
+  double activation_bytes() const {
+    const double input = passes_.batch * element_ * hidden();
+    if (shape_.kept_activations == KeptActivations::kOfOneHalf) {
+      const auto halves = static_cast<double>(shape_.halves.last - shape_.halves.first);
+      return halves * input + widest_bytes() + passing_bytes();
+    }
+    double kept = 0;
+    for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
+      kept += kept_bytes(architecture_, half_of(half), batch_of(shape_, passes_));
+    }
+    return input + kept + passing_bytes();
   }
 
   double fitting_bytes(Half half) const {
@@ -227,12 +236,19 @@ Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options) {
     const double masters = parameters * ((trains_adamw(options) ? 3 : 1) * 4.0 + 1 +
                                          (shape.compute_bytes == 4 ? 0 : element));
     const double dense = has_copies ? parameters * element : 0;
-    // As they will be written and widened again; the best so far.
-    const double rounded = parameters * (2 * stored + (has_copies ? element : 0));
-    const double captured = passes.batch * element * (forwards * widths + 3 * widest) +
-                            kept_bytes(architecture, kind, batch_of(shape, passes));
+    // Rounded as they will be written and widened again, of what is judged; the best so far.
+    const double judged = parameters * (2 * stored + (has_copies ? element : 0));
+    const double best = parameters * stored;
+    // While the dense half runs on what entered it, and then: inputs, outputs, targets, gradients.
+    const BatchShape batch = batch_of(shape, passes);
+    const double token = passes.batch * element;
+    const double captured = std::max(
+        token * (static_cast<double>(architecture.hidden) + (forwards - 1) * widths) +
+            kept_bytes(architecture, kind, batch) + passing_bytes(architecture, kind, batch),
+        token * (forwards * widths + 3 * widest));
     const double gradient = static_cast<double>(largest_weight(architecture, kind)) * (element + 4);
-    of_half.bytes_held = masters + dense + rounded + std::max(captured + gradient, fitting);
+    of_half.bytes_held = masters + dense + best +
+                         std::max({captured + gradient, judged + captured, judged + fitting});
     of_half.bytes_moved = forwards * tokens * static_cast<double>(architecture.hidden) * stored;
     cost += of_half;
   }

@@ -128,7 +128,7 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const
   Cost block;                         // of one block, for one window
   double weights = 0, consumers = 0;  // elements
   double largest = 0;                 // of the consumers
-  double kept = 0, widest = 0;        // bytes of activations
+  double kept = 0, passing = 0;       // bytes of activations
   for (const Half half : {Half::kAttention, Half::kMlp}) {
     // Forward twice; back the derivatives by inputs, and two and a half times its attention.
     block.product_flop += linear_flop(architecture, half, 3 * tokens);
@@ -138,7 +138,7 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const
     const double activations = kept_bytes(architecture, half, window);
     weights += static_cast<double>(half_parameters(architecture, half));
     kept += activations;
-    widest = std::max(widest, activations);
+    passing = std::max(passing, passing_bytes(architecture, half, window));
     for (const UnitLayout& units : unit_layouts(architecture, half)) {
       const auto consumer = static_cast<double>(units.consumer->out * units.consumer->in);
       consumers += consumer;
@@ -164,7 +164,7 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const
   // What enters every block; a block converted, its consumers' gradients, one's products, what the
   // forward kept, the gradients of activations replacing that one by one; or the head.
   const double at_work = (is_converted ? element * weights : 0) + element * consumers +
-                         (2 * 4 + 8) * largest + kept + widest;
+                         (2 * 4 + 8) * largest + kept + passing;
   const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
                                             static_cast<int64_t>(element));
   cost.bytes_held = (blocks + 2) * tokens * static_cast<double>(architecture.hidden) * element +

@@ -185,6 +185,18 @@ class Plan(ProgramTest):
         self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
         self.assertIn("given by --ram-budget", done.stderr)
 
+    def test_scores_that_do_not_fit_are_told_as_json_too(self):
+        flags = ("--prune-method", "snip", "--ffn-sparsity", 0.5, "--ram-budget", "16MiB")
+        done = self.coppice(
+            *("plan", "--model", self.model(), "--seqlen", 32, *flags, "--json"), expect=5
+        )
+        plan = json.loads(done.stdout)
+        self.assertFalse(plan["fits"])
+        self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
+        self.assertIn(
+            "the model as it is stored", [item["name"] for item in plan["ram"]["items"]]
+        )
+
     def test_a_disk_too_small_names_the_windows_that_fit(self):
         arguments = ("--model", self.model(), "--seqlen", 64, "--probe", "false")
         done = self.coppice(

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "pipeline/device/gpu_device.h"
 #include "pipeline/errors.h"
+#include "tests/support/fake_gpu.h"
 #include "tests/support/small_checkpoint.h"
 #include "tests/support/temp_dir.h"
 
@@ -22,7 +24,7 @@ class RetrainBudgetTest : public ::testing::Test {
   RetrainBudget budget(const RetrainOptions& options, int64_t seqlen = 32,
                        const ResourceOptions& resources = {}) {
     const OutputDirectory output(dir_ / "out", *model_);
-    return retrain_budget(*model_, output, options, seqlen, resources, *device_);
+    return retrain_budget(*model_, output, options, seqlen, resources, *device_, /*windows=*/0);
   }
   static uint64_t bytes_of(const RetrainBudget& budget, const std::string& item) {
     for (const PlanItem& found : budget.ram.items) {
@@ -34,6 +36,7 @@ class RetrainBudgetTest : public ::testing::Test {
 
   testing::TempDir dir_;
   std::unique_ptr<SourceModel> model_;
+  testing::FakeGpu gpu_;  // outlives the device
   std::unique_ptr<Device> device_ = make_device({.device = "cpu"});
 };
 
@@ -55,6 +58,18 @@ TEST_F(RetrainBudgetTest, HiddenStatesGrowWithBatchAndLength) {
   EXPECT_EQ(bytes_of(budget(options, 64), "hidden states"), 2 * small);
   options.training.batch_size *= 3;
   EXPECT_EQ(bytes_of(budget(options, 32), "hidden states"), 3 * small);
+}
+
+TEST_F(RetrainBudgetTest, TokensGrowWithTheWindows) {
+  const OutputDirectory output(dir_ / "out", *model_);
+  const RetrainBudget read = retrain_budget(*model_, output, {}, 32, {}, *device_, 1000);
+  EXPECT_EQ(bytes_of(read, "tokens"), 12U * 32 * 1000);
+}
+
+TEST_F(RetrainBudgetTest, OnAGpuATensorLiesInRamOnItsWay) {
+  device_ = std::make_unique<GpuDevice>(testing::make_fake_driver(gpu_), DeviceOptions{});
+  const uint64_t largest = model_->checkpoint.tensor("model.layers.0.mlp.up_proj.weight").bytes;
+  EXPECT_EQ(bytes_of(budget({}), "on its way"), largest);
 }
 
 TEST_F(RetrainBudgetTest, RefusalNamesNeedAndBudget) {

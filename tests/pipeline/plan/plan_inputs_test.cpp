@@ -3,20 +3,62 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
+#include <cstring>
 #include <fstream>
 
+#include "pipeline/plan/disk_probe.h"
+#include "pipeline/prune_run_options.h"
+#include "storage/io/file.h"  // read_file
 #include "tests/support/small_checkpoint.h"
 #include "tests/support/temp_dir.h"
 
 namespace coppice {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
+using ::testing::Field;
 using ::testing::HasSubstr;
 using ::testing::Key;
 
 namespace fs = std::filesystem;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+/// No file of this process may be larger, as if the disk were full.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(uint64_t bytes) : signal_(std::signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, signal_);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+
+ private:
+  void (*signal_)(int);
+  rlimit before_{};
+};
+
+/// Moves the data of model.safetensors on by some bytes, as a writer does that does not pad.
+void shift_data(const fs::path& directory, size_t bytes) {
+  const fs::path path = directory / "model.safetensors";
+  std::string file = read_file(path);
+  uint64_t header = 0;
+  std::memcpy(&header, file.data(), sizeof header);
+  file.insert(sizeof header + header, bytes, ' ');
+  header += bytes;
+  std::memcpy(file.data(), &header, sizeof header);
+  std::ofstream(path, std::ios::binary) << file;
+}
 
 class PlanInputsTest : public ::testing::Test {
  protected:
@@ -26,10 +68,13 @@ class PlanInputsTest : public ::testing::Test {
     model_.emplace(open_model(dir_.path(), {}));
   }
   PlanInputs inputs(const fs::path& scratch = "scratch", uint64_t held = 0) {
-    WorkLeft left = all_work(model_->architecture, {{recipe_}});
+    return inputs(PlannedJob{{recipe_}}, scratch, held);
+  }
+  PlanInputs inputs(const PlannedJob& job, const fs::path& scratch = "scratch", uint64_t held = 0) {
+    WorkLeft left = all_work(model_->architecture, job);
     left.scratch_bytes = held;
     const OutputDirectory output(dir_ / "out", *model_);
-    return plan_inputs(*model_, {{recipe_}}, ModelSpans(*model_, tokens_), 8, machine(), output,
+    return plan_inputs(*model_, job, ModelSpans(*model_, tokens_), 8, machine(), output,
                        scratch.is_absolute() ? scratch : dir_ / scratch, left);
   }
   Machine& machine() {
@@ -103,6 +148,93 @@ TEST_F(PlanInputsTest, TheProbeFillsEveryRateAndLeavesNothingOnTheDisk) {
   }
   EXPECT_THAT(rates.corrections, ElementsAre(Key("calibrate"), Key("prune"), Key("reconstruct")));
   EXPECT_TRUE(fs::is_empty(dir_ / "scratch"));
+}
+
+TEST_F(PlanInputsTest, TheProbeWritesNoMoreThanAQuarterOfWhatThePlanHasForTheDisk) {
+  PlanInputs in = inputs();
+  in.seqlen = 32;
+  fs::create_directories(dir_ / "scratch");
+  RunPlan plan = plan_run(in);
+  plan.scratch.items = {{"all", 64 * kMiB}};
+  {
+    const FileSizeLimit limit(16 * kMiB);
+    measure_rates(*model_, machine(), dir_ / "scratch", plan, in);
+  }
+  EXPECT_GT(in.rates.written_bytes, 0);
+  EXPECT_TRUE(fs::is_empty(dir_ / "scratch"));
+}
+
+TEST_F(PlanInputsTest, AProbeThatTheDiskRefusesLeavesNothingThere) {
+  fs::create_directories(dir_ / "scratch");
+  Rates rates;
+  {
+    const FileSizeLimit limit(16 * kMiB);
+    probe_disk(model_->checkpoint, dir_ / "scratch", 64 * kMiB, *make_io_engine({}), rates);
+  }
+  EXPECT_TRUE(fs::is_empty(dir_ / "scratch"));
+}
+
+TEST_F(PlanInputsTest, WhereNextToNothingMayBeWrittenNothingIs) {
+  fs::create_directories(dir_ / "scratch");
+  Rates rates;
+  probe_disk(model_->checkpoint, dir_ / "scratch", 3 * kMiB, *make_io_engine({}), rates);
+  EXPECT_EQ(rates.written_bytes, 0);
+}
+
+TEST_F(PlanInputsTest, WeightsThatLieUnalignedAreCopied) {
+  EXPECT_EQ(inputs().unaligned_bytes, 0U);
+  shift_data(dir_.path(), 2);  // the elements have 4
+  model_.emplace(open_model(dir_.path(), {}));
+  uint64_t block = 0;
+  for (const NamedShape& tensor : block_tensors(model_->architecture, 0)) {
+    block += model_->checkpoint.tensor(tensor.name).bytes;
+  }
+  EXPECT_EQ(inputs().unaligned_bytes, block);
+}
+
+TEST_F(PlanInputsTest, RecordsGrowWithLinearsAndRecipes) {
+  const PlanInputs all = inputs();
+  EXPECT_GT(all.report_bytes, 3U * 7 * 1000);
+  EXPECT_GT(all.journal_bytes, 3U * 7 * 500);
+  EXPECT_EQ(inputs(PlannedJob{{recipe_, recipe_}}).report_bytes, 2 * all.report_bytes);
+  recipe_.prune.targets = {"up_proj"};
+  EXPECT_LT(inputs().report_bytes, all.report_bytes);
+  recipe_.prune.targets = {};
+  recipe_.reconstruct.window = {WindowKind::kMatrix};
+  EXPECT_GT(inputs().report_bytes, 2 * all.report_bytes);
+}
+
+TEST_F(PlanInputsTest, OfUnitsTheLinearsThatLoseSomeAreRecorded) {
+  recipe_.prune.method = PruneMethod::kFlap;
+  recipe_.prune.ffn_sparsity = 0.5;
+  const uint64_t ffn = inputs().report_bytes;
+  recipe_.prune.head_sparsity = 0.5;
+  EXPECT_GT(inputs().report_bytes, ffn);
+}
+
+TEST_F(PlanInputsTest, AProcessThatHasWorkedIsPlannedAsItWasBefore) {
+  PruneRunOptions options;
+  options.recipes = {{"", recipe_, {}}};
+  EXPECT_GT(inputs(options.job()).process_bytes, kMiB);
+  options.process_bytes = 12345;
+  EXPECT_EQ(inputs(options.job()).process_bytes, 12345U);
+}
+
+TEST_F(PlanInputsTest, ScoresThatDoNotFitAreRefusedByThePlanItemByItem) {
+  recipe_.prune.method = PruneMethod::kSnip;
+  recipe_.prune.ffn_sparsity = 0.5;
+  recipe_.resources.ram_budget_bytes = kMiB;
+  const PlanInputs in = inputs();
+  EXPECT_THAT(in.scoring_refusal, HasSubstr("scores units with the whole model in memory"));
+  try {
+    plan_run(in);
+    FAIL() << "nothing was refused";
+  } catch (const PlanRefused& refused) {
+    EXPECT_EQ(refused.what(), in.scoring_refusal);
+    EXPECT_FALSE(fits(refused.smallest()));
+    EXPECT_THAT(refused.smallest().ram.items,
+                Contains(Field(&PlanItem::name, "the model as it is stored")));
+  }
 }
 
 TEST_F(PlanInputsTest, WithoutTheProbeNothingIsKnownOfTime) {

@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <map>
+#include <sstream>
+
 #include "pipeline/errors.h"
 #include "stages/units/unit_layout.h"  // resize_units
 #include "tests/support/tiny_llama.h"
@@ -92,6 +96,13 @@ class RunPlanTest : public ::testing::Test {
   Architecture architecture_ = large_llama();
   Recipe recipe_;
 };
+
+uint64_t bytes_of(const PlannedResource& resource, const std::string& item) {
+  for (const PlanItem& found : resource.items) {
+    if (found.name == item) return found.bytes;
+  }
+  return 0;
+}
 
 std::string refusal(const PlanInputs& in) {
   try {
@@ -229,6 +240,24 @@ TEST_F(RunPlanTest, RefusalListsItemsAndWhatWouldFit) {
                     HasSubstr("It would fit into"), HasSubstr("with --window none into")));
 }
 
+TEST_F(RunPlanTest, WhatTheRefusalSaysWouldFitIsNotRefused) {
+  const std::map<std::string, double> units = {{"MiB", 0x1p20}, {"GiB", 0x1p30}};
+  const std::string before = "It would fit into ";
+  for (uint64_t step = 0; step < 8; ++step) {  // rounded down where it is not rounded up
+    PlanInputs in = inputs();
+    in.process_bytes += step * 13 * kMiB + 12345;
+    in.ram_limit = 100 * kMiB;
+    const std::string text = refusal(in);
+    const size_t found = text.find(before);
+    ASSERT_NE(found, std::string::npos) << text;
+    std::istringstream said(text.substr(found + before.size()));
+    double number = 0;
+    std::string unit;
+    said >> number >> unit;
+    EXPECT_NO_THROW(with_ram(in, uint64_t(number * units.at(unit)))) << text;
+  }
+}
+
 TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
   PlanInputs in = inputs();
   in.recipes.front().reconstruct.window = {WindowKind::kBlock};
@@ -250,6 +279,49 @@ TEST_F(RunPlanTest, LogitsThatJudgeASweepArePlanned) {
   const uint64_t logits = uint64_t(in.head_rows * in.seqlen) * sizeof(float);
   EXPECT_LE(without, logits);  // else this would show nothing
   EXPECT_GE(plan_run(in).ram.bytes(), 2 * logits);
+}
+
+TEST_F(RunPlanTest, RecordsArePlannedInMemoryAndOnDisk) {
+  PlanInputs in = inputs();
+  const RunPlan without = plan_run(in);
+  in.report_bytes = 70 * kMiB;
+  in.journal_bytes = 7 * kMiB;
+  const RunPlan with = plan_run(in);
+  EXPECT_EQ(with.ram.bytes(), without.ram.bytes() + in.report_bytes);
+  EXPECT_EQ(with.scratch.bytes(), without.scratch.bytes() + in.journal_bytes);
+}
+
+TEST_F(RunPlanTest, UnalignedWeightsAreCopiedOfEverySpanThatIsBegun) {
+  PlanInputs in = inputs();
+  const std::string item = "weights that lie unaligned";
+  EXPECT_EQ(bytes_of(plan_run(in).ram, item), 0U);
+  in.unaligned_bytes = 100 * kMiB;
+  EXPECT_EQ(bytes_of(plan_run(in).ram, item), in.unaligned_bytes);
+  in.devices = 2;
+  const RunPlan plan = plan_run(in);
+  EXPECT_EQ(bytes_of(plan.ram, item), 2 * uint64_t(plan.settings.slots) * in.unaligned_bytes);
+}
+
+TEST_F(RunPlanTest, WithSeveralDevicesStatisticsWaitWithTheirSpans) {
+  recipe_.prune.method = PruneMethod::kSparseGpt;
+  PlanInputs in = inputs();
+  const std::string item = "statistics that wait with their spans";
+  EXPECT_EQ(bytes_of(plan_run(in).ram, item), 0U);
+  in.devices = 2;
+  const RunPlan plan = plan_run(in);
+  ASSERT_GT(plan.settings.slots, 1);
+  const auto waiting = uint64_t(2 * (plan.settings.slots - 1));
+  EXPECT_GE(bytes_of(plan.ram, item), waiting * 4 * 8192 * 8192);  // XᵀX of what `down` reads
+}
+
+TEST_F(RunPlanTest, RandomScoresAreMadeOnTheHost) {
+  recipe_.prune.method = PruneMethod::kRandom;
+  const std::string item = "random scores on their way to the device";
+  PlanInputs in = inputs();
+  EXPECT_EQ(bytes_of(plan_run(in).ram, item), 0U);
+  in.is_host = false;
+  in.device_limit = kPlenty;
+  EXPECT_EQ(bytes_of(plan_run(in).ram, item), 4U * 2048 * 8192);
 }
 
 TEST_F(RunPlanTest, FullDiskIsRefusedByName) {

@@ -21,8 +21,8 @@ json block(double sparsity, double pruned, double reconstructed) {
 
 json table() {
   return sweep_table({"prune.method", "prune.targets"},
-                     {{"ria_up", {"ria", "up"}, {block(0.5, 2, 1), block(0.7, 6, 3)}},
-                      {"wanda_all", {"wanda", "up,down"}, {block(0.5, 0, 0)}}},
+                     {{"ria_up", {"ria", "up"}, json::array({block(0.5, 2, 1), block(0.7, 6, 3)})},
+                      {"wanda_all", {"wanda", "up,down"}, json::array({block(0.5, 0, 0)})}},
                      {{"metric", "next-token loss"}, {"dense", 3.0}, {"losses", {4.5, 4.25}}});
 }
 
@@ -40,6 +40,13 @@ TEST(SweepTable, RowsAddUpTheirBlocks) {
   EXPECT_EQ(row.at("held_out_ratio"), 0.5);
   EXPECT_EQ(row.at("seconds"), 3.0);
   EXPECT_TRUE(table().at("rows")[1].at("held_out_ratio").is_null());
+}
+
+TEST(SweepTable, ARowKeepsNoBlocks) {
+  const json few = json::array({block(0.5, 2, 1)});
+  json many = json::array();
+  for (int i = 0; i < 1000; ++i) many.push_back(block(0.5, 2, 1));
+  EXPECT_EQ(SweepRow("many", {}, many).sums.size(), SweepRow("few", {}, few).sums.size());
 }
 
 TEST(SweepTable, CsvHasAColumnAKeyAndQuotesCommas) {

@@ -114,12 +114,12 @@ TEST(HalfCost, MlpAttendsToNothing) {
   EXPECT_EQ(attention_flop(testing::tiny_llama(), Half::kMlp, kTokens, 7), 0);
 }
 
-// x, x̂ and gain ∘ x̂; what each linear gives; what the last one reads; x + output.
+// x̂; what each linear gives; what the last one reads; x + output.
 TEST(HalfCost, KeptActivationsAreCountedTensorByTensor) {
   const Architecture a = testing::tiny_llama();
   const int64_t q = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
-  EXPECT_EQ(kept_a_token(a, Half::kAttention), 3 * a.hidden + (q + kv + kv) + q + a.hidden);
-  EXPECT_EQ(kept_a_token(a, Half::kMlp), 3 * a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
+  EXPECT_EQ(kept_a_token(a, Half::kAttention), a.hidden + (q + kv + kv) + q + a.hidden);
+  EXPECT_EQ(kept_a_token(a, Half::kMlp), a.hidden + (a.ffn + a.ffn) + a.ffn + a.hidden);
 }
 
 TEST(HalfCost, AllExpertsAndTheRouterAreParameters) {
@@ -147,12 +147,12 @@ TEST(HalfCost, AnExpertReadsItsShareOfTheTokens) {
   EXPECT_DOUBLE_EQ(inputs_of(a, Half::kAttention).at("attention_in").share_of_tokens, 1);
 }
 
-// x, x̂, gain ∘ x̂; logits, probabilities and their softmax; of each of two experts its rows of x̂ and
+// x̂; logits, probabilities and their softmax; of each of two experts its rows of x̂ and
 // gain ∘ x̂, gate, up and what down reads, its output and that weighted.
 TEST(HalfCost, KeptActivationsOfExpertsAreCountedTensorByTensor) {
   const Architecture a = testing::tiny_moe();
   EXPECT_EQ(kept_a_token(a, Half::kMlp),
-            3 * a.hidden + 3 * 5 + 2 * (2 * a.hidden + 3 * a.ffn + 2 * a.hidden));
+            a.hidden + 3 * 5 + 2 * (2 * a.hidden + 3 * a.ffn + 2 * a.hidden));
 }
 
 }  // namespace

@@ -112,10 +112,11 @@ TEST(WindowCost, HoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
     options.batch_size = batch_size;
     return Reconstruct(options).cost(shape_of(architecture, kBlock, num_windows)).bytes_held;
   };
-  // Master, two moments and gradient in fp32, the mask; what the gain's gradient is summed from.
+  // Master, two moments, gradient and the best so far in fp32, the mask; what the gain's gradient
+  // is summed from.
   const double largest = double(architecture.ffn * architecture.hidden) * 4;
   EXPECT_EQ(2 * held(500, kWindows) - held(1000, kWindows),
-            double(parameters) * (4 * 4 + 1) + largest);
+            double(parameters) * (5 * 4 + 1) + largest);
   EXPECT_EQ(held(2, kWindows), held(2, 1000));
 }
 
