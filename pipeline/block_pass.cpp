@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "pipeline/interrupt.h"
 #include "pipeline/telemetry/process.h"
@@ -144,9 +145,13 @@ bool BlockPass::is_unwanted(Boundary boundary, const ModelSpan& span,
 bool BlockPass::can_start_at(const ModelSpan& span) const {
   const int half = 2 * span.first_block;
   const auto has = [&](Stream stream) {
-    const Boundary boundary = entering(stream, half);  // an earlier pass may have removed it
-    return context_.state.has_boundary(boundary) &&
-           std::filesystem::exists(boundaries_->path_of(boundary));
+    const Boundary boundary = entering(stream, half);
+    if (!context_.state.has_boundary(boundary)) return false;
+    const std::filesystem::path path = boundaries_->path_of(boundary);
+    if (!std::filesystem::exists(path)) return false;  // an earlier pass removed it
+    const std::optional<std::string> fault = boundaries_->fault_of(boundary);
+    if (fault) context_.progress.note(fmt::format("{}; it is made again", *fault));
+    return !fault;
   };
   return (!forward_ || has(Stream::kDense)) &&
          (!propagates(recipes_.front().reconstruct) || has(Stream::kPropagated));
@@ -158,8 +163,9 @@ void BlockPass::choose_spans() {
   auto first = std::find_if(blocks.begin(), blocks.end(),
                             [this](const ModelSpan& span) { return !is_recorded(span); });
   if (first != blocks.end()) {
-    while (first != blocks.begin() && !can_start_at(*first)) --first;
-    if (!can_start_at(*first)) spans_ = context_.planner.embed_spans();
+    bool is_there = can_start_at(*first);
+    while (!is_there && first != blocks.begin()) is_there = can_start_at(*--first);
+    if (!is_there) spans_ = context_.planner.embed_spans();
     spans_.insert(spans_.end(), first, blocks.end());
     for (int half = 0; half < 2 * first->first_block; ++half) expire(half);
   }

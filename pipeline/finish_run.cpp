@@ -4,6 +4,7 @@
 
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/space_guard.h"
+#include "pipeline/telemetry/json_text.h"
 #include "pipeline/telemetry/model_card.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/sweep_table.h"
@@ -54,7 +55,7 @@ json complete(const StoredRun& run, size_t recipe, const json& totals) {
   const PassContext& context = run.context;
   const RecipeOutput& output = run.outputs[recipe];
   const Recipe& asked = run.options.recipes[recipe].recipe;
-  const auto blocks = context.state.block_reports(recipe);
+  const auto& blocks = context.state.block_reports(recipe);
   json report = run_report(report_head(run, recipe), blocks, totals);
   report["plan"] = plan_against_run(plan_json(context.plan, run.plan_inputs),
                                     context.machine.meters(), run.measured);
@@ -67,7 +68,7 @@ json complete(const StoredRun& run, size_t recipe, const json& totals) {
   context.space.with_room(directory, 0, [&] {
     write_file(directory / "recipe.yaml", write_recipe(asked));
     write_file(directory / "coppice_layers.csv", layers_csv(blocks));
-    write_file(directory / "coppice_report.json", report.dump(2) + "\n");
+    write_file(directory / "coppice_report.json", json_text(report, 2) + "\n");
     if (!output.is_written) return;
     const fs::path base_card = run.options.model / "README.md";
     write_file(directory / "README.md",
@@ -83,7 +84,7 @@ json write_sweep(const StoredRun& run, const std::vector<SweepRow>& rows, const 
   table["totals"] = totals;
   run.context.space.with_room(run.options.output, 0, [&] {
     write_file(run.options.output / "sweep.csv", sweep_csv(table));
-    write_file(run.options.output / "sweep_report.json", table.dump(2) + "\n");
+    write_file(run.options.output / "sweep_report.json", json_text(table, 2) + "\n");
   });
   return table;
 }
@@ -97,19 +98,20 @@ void note_a_budget_that_was_exceeded(const StoredRun& run) {
                                         human_bytes(double(ram.bytes()))));
 }
 
+// What cannot be removed costs room, and the run is finished all the same.
 void remove_scratch(const fs::path& work) {
-  for (const fs::directory_entry& entry : fs::directory_iterator(work)) {
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(work, ignored)) {
     const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
-    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path());
+    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path(), ignored);
   }
-  fs::remove(unit_saliency_path(work));
-  fs::remove_all(work / "tokens");
+  fs::remove(unit_saliency_path(work), ignored);
+  fs::remove_all(work / "tokens", ignored);
 }
 
 }  // namespace
 
 json finish_run(const StoredRun& run) {
-  note_a_budget_that_was_exceeded(run);
   const json totals = totals_report(run.context.machine.meters(), run.measured);
   json result;
   std::vector<SweepRow> rows;
@@ -121,10 +123,11 @@ json finish_run(const StoredRun& run) {
   }
   if (run.options.sweep) result = write_sweep(run, rows, totals);
   run.context.space.with_room(run.options.work, 0, [&] {
-    write_file(run.options.work / "coppice_report.json", result.dump(2) + "\n");
+    write_file(run.options.work / "coppice_report.json", json_text(result, 2) + "\n");
     run.context.state.record_finished();
   });
   remove_scratch(run.options.work);
+  note_a_budget_that_was_exceeded(run);  // reports have been made, too
   return result;
 }
 

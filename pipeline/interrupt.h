@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM as a request to finish what is at work and stop.
+// SIGINT, SIGTERM and SIGHUP as a request to finish what is at work and stop.
 #pragma once
 
 #include <stdexcept>

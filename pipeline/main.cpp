@@ -1,8 +1,11 @@
 // Parse, dispatch, exit code.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/resource.h>
 #include <tbb/global_control.h>
 
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -15,6 +18,7 @@
 #include "pipeline/errors.h"
 #include "pipeline/heap.h"
 #include "pipeline/openmp.h"
+#include "storage/errors.h"  // IoError
 
 namespace {
 
@@ -62,17 +66,34 @@ int dispatch(const std::vector<std::string>& words) {
                                          fmt::join(names, ", ")));
 }
 
+// A reader of our messages that goes away must not end a night's work, and a model of a thousand
+// shards has them all open.
+void prepare_process() {
+  std::signal(SIGPIPE, SIG_IGN);
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
+// What was printed may still lie in a buffer.
+void require_printed() {
+  if (std::fflush(stdout) != 0) throw coppice::IoError("write", "standard output", errno);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  prepare_process();
   coppice::wait_without_spinning(argv);
   coppice::prefer_huge_pages();
   tbb::task_scheduler_handle workers{tbb::attach{}};
   int code = 0;
   try {
     code = dispatch({argv, argv + argc});
+    require_printed();
   } catch (const std::exception& error) {
-    fmt::print(stderr, "coppice: {}\n", coppice::error_chain(error));
+    std::fputs(fmt::format("coppice: {}\n", coppice::error_chain(error)).c_str(), stderr);
     code = coppice::exit_code(error);
   }
   // One that wakes while the process is torn down would crash a finished run.

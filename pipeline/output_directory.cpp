@@ -30,6 +30,39 @@ bool is_side_file(const fs::path& path) {
   return !is_weights && !is_ours && name[0] != '.' && extension != ".tmp";
 }
 
+// Folders of SentenceTransformers' modules.json, pooling and the like: the class loads them by
+// name. A name that leaves the model's directory is none.
+std::vector<fs::path> module_folders(const fs::path& model) {
+  if (!fs::is_regular_file(model / "modules.json")) return {};
+  const auto json = nlohmann::json::parse(read_file(model / "modules.json"), nullptr,
+                                          /*allow_exceptions=*/false);
+  std::vector<fs::path> folders;
+  for (const auto& module : json.is_array() ? json : nlohmann::json::array()) {
+    const auto path = module.is_object() ? module.find("path") : module.end();
+    if (path == module.end() || !path->is_string()) continue;
+    const fs::path folder = path->get<std::string>();
+    const bool is_inside = folder.has_filename() && folder.is_relative() && *folder.begin() != "..";
+    if (is_inside && fs::is_directory(model / folder)) folders.push_back(folder);
+  }
+  return folders;
+}
+
+// Relative to the model's directory.
+std::vector<fs::path> side_files(const fs::path& model) {
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(model)) {
+    if (entry.is_regular_file() && is_side_file(entry.path())) {
+      files.push_back(entry.path().filename());
+    }
+  }
+  for (const fs::path& folder : module_folders(model)) {
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(model / folder)) {
+      if (entry.is_regular_file()) files.push_back(entry.path().lexically_relative(model));
+    }
+  }
+  return files;
+}
+
 // How many blocks stay of those before that one.
 int64_t kept_before(int64_t block, const std::vector<int>& cut_out) {
   return block - (std::lower_bound(cut_out.begin(), cut_out.end(), block) - cut_out.begin());
@@ -264,13 +297,13 @@ FileRecord OutputDirectory::write_outer() const {
 }
 
 void OutputDirectory::copy_side_files() const {
-  for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
-    if (!entry.is_regular_file() || !is_side_file(entry.path())) continue;
-    const bool is_edited =
-        entry.path().filename() == "config.json" &&
-        (model_.architecture.scale_block.is_there() || !model_.added_keys.empty() || is_sliced());
-    const std::string text = read_file(entry.path());
-    write_file(path_ / entry.path().filename(),
+  const fs::path& model = model_.checkpoint.directory();
+  for (const fs::path& file : side_files(model)) {
+    const bool is_edited = file == "config.json" && (model_.architecture.scale_block.is_there() ||
+                                                     !model_.added_keys.empty() || is_sliced());
+    const std::string text = read_file(model / file);
+    if (file.has_parent_path()) make_directories(path_ / file.parent_path());
+    write_file(path_ / file,
                is_edited ? edited_config(text, model_, sliced_sizes(model_.architecture, output_),
                                          cut_out_)
                          : text);
@@ -278,11 +311,14 @@ void OutputDirectory::copy_side_files() const {
 }
 
 uint64_t OutputDirectory::side_bytes() const {
+  const fs::path& model = model_.checkpoint.directory();
   uint64_t bytes = 0;
-  for (const fs::directory_entry& entry : fs::directory_iterator(model_.checkpoint.directory())) {
-    if (entry.is_regular_file() && is_side_file(entry.path())) bytes += entry.file_size();
-  }
+  for (const fs::path& file : side_files(model)) bytes += fs::file_size(model / file);
   return bytes;
+}
+
+bool OutputDirectory::has_index() const {
+  return fs::exists(path_ / "model.safetensors.index.json");
 }
 
 void OutputDirectory::write_index() const {

@@ -73,10 +73,10 @@ class OutputDirectory {
   /// Everything outside the blocks, and what nobody knows, unchanged.
   FileRecord write_outer() const;
 
-  /// config.json, tokenizer, licence, code: what lies beside the weights, verbatim; but where
-  /// weights were FP8, config.json without its `quantization_config`, and with the keys of biases
-  /// that were added and the sizes of what was cut out, and without what it says of single blocks
-  /// that were.
+  /// config.json, tokenizer, licence, code: what lies beside the weights, and the folders that a
+  /// modules.json names, verbatim; but where weights were FP8, config.json without its
+  /// `quantization_config`, and with the keys of biases that were added and the sizes of what was
+  /// cut out, and without what it says of single blocks that were.
   void copy_side_files() const;
 
   /// Of what copy_side_files() copies.
@@ -84,6 +84,7 @@ class OutputDirectory {
 
   /// Last: from here on the directory loads.
   void write_index() const;
+  bool has_index() const;
 
  private:
   std::vector<TensorSpec> specs_of(const Architecture& architecture, int block) const;

@@ -23,7 +23,7 @@
 #include "pipeline/unit_trials_run.h"
 #include "stages/layer_similarity.h"  // removed_blocks
 #include "stages/units/slice.h"
-#include "storage/io/file.h"  // make_directories
+#include "storage/io/file.h"  // make_directories, hash_file
 
 namespace coppice {
 namespace {
@@ -58,6 +58,7 @@ class PruneRun {
   Fingerprint fingerprint() const;
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
+  bool has_outputs() const;
   void copy_outer(const WorkLeft& left);
   void limit_heap_to_plan() const;
   bool score_units(PassContext& context);
@@ -88,11 +89,11 @@ PruneRun::PruneRun(const PruneRunOptions& options)
     : options_(options),
       progress_(options.verbosity),
       model_(open_source(options)),
-      trace_(make_trace(options.trace, [this](const auto& line) { progress_.note(line); })),
-      tokens_((require_resumable(options.work, options.resume, options.resume_command),
-               check_output_directory(options.output, options.work),
-               calibration_windows({options.dataset, options.model, options.work / "tokens"},
-                                   options.shared().calibration, model_.architecture))),
+      trace_((require_resumable(options.work, options.resume, options.resume_command),
+              check_output_directory(options.output, options.work, options.model),
+              make_trace(options.trace, [this](const auto& line) { progress_.note(line); }))),
+      tokens_(calibration_windows({options.dataset, options.model, options.work / "tokens"},
+                                  options.shared().calibration, model_.architecture)),
       masks_(open_masks(options.shared().prune)),
       machine_(
           options.shared().resources, [this](const std::string& line) { progress_.note(line); },
@@ -121,6 +122,9 @@ PruneRun::PruneRun(const PruneRunOptions& options)
 Fingerprint PruneRun::fingerprint() const {
   Fingerprint print = fingerprint_checkpoint(model_.checkpoint);
   if (masks_) print["masks"] = fingerprint_shards(masks_->checkpoint());
+  if (!options_.architecture.empty()) {
+    print["architecture"] = hash_file(options_.architecture).xxh3_128;
+  }
   for (const NamedRecipe& named : options_.recipes) {
     for (const RecipeKey& key : recipe_keys()) {
       const std::string prefix = named.name.empty() ? "" : named.name + ": ";
@@ -162,6 +166,19 @@ WorkLeft PruneRun::work_left() const {
   return left;
 }
 
+// Of a finished run somebody may have removed what it made: then that is made again.
+bool PruneRun::has_outputs() const {
+  for (size_t recipe = 0; recipe < outputs_.size(); ++recipe) {
+    const RecipeOutput& output = outputs_[recipe];
+    if (!output.is_written) continue;
+    if (!state_->has_outer(recipe) || !output.directory.has_index()) return false;
+    for (int block = 0; block < model_.architecture.num_blocks; ++block) {
+      if (!state_->has_block(recipe, block)) return false;
+    }
+  }
+  return true;
+}
+
 // What does not fit is refused before anything is measured, made or read.
 void PruneRun::make_plan(const WorkLeft& left) {
   plan_inputs_.emplace(plan_inputs(model_, options_.job(), planner_, tokens_.count(), machine_,
@@ -200,7 +217,7 @@ bool PruneRun::score_units(PassContext& context) {
   limit_heap_to_plan();
   unit_scores_ = std::move(*scores);
   context.unit_scores = &unit_scores_;
-  return true;
+  return !InterruptGuard::requested();  // in its last window
 }
 
 // Closes what the recipes leave open. False: interrupted.
@@ -223,10 +240,11 @@ RunResult PruneRun::execute() {
   std::vector<fs::path> directories;
   directories.reserve(outputs_.size());
   for (const RecipeOutput& output : outputs_) directories.push_back(output.directory.path());
-  make_directories(options_.output);
   state_ = std::make_unique<RunState>(options_.work, directories, fingerprint(), options_.resume,
                                       options_.resume_command);
-  if (state_->is_finished()) return {RunOutcome::kAlreadyFinished, {}};
+  if (state_->is_finished() && has_outputs()) return {RunOutcome::kAlreadyFinished, {}};
+  make_directories(options_.output);
+  const UniqueFd lock = lock_output(options_.output, options_.work, state_->is_resumed());
   remove_unfinished(options_.work);
   for (const fs::path& directory : directories) {
     if (fs::exists(directory)) remove_unfinished(directory);
@@ -302,11 +320,14 @@ RunResult prune_run(const PruneRunOptions& options) {
   const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
   if (!trials) return execute(options);
   PruneRun(options).require_possible();  // what comes behind hours of trials is refused before them
+  release_free_memory();
+  const uint64_t process_bytes = resident_bytes();  // what trials leave behind is none of it
   const RunResult measured = execute(trials->options);
   const bool is_interrupted =
       measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();
   if (is_interrupted) return {RunOutcome::kInterrupted, {}};
-  const PruneRunOptions closed = closed_by_trials(options, *trials);
+  PruneRunOptions closed = closed_by_trials(options, *trials);
+  closed.process_bytes = process_bytes;
   release_free_memory();  // each is held to its own plan
   forget_peak_rss();
   return execute(closed);

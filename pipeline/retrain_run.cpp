@@ -17,6 +17,7 @@
 #include "pipeline/retrain_budget.h"
 #include "pipeline/retrain_state.h"
 #include "pipeline/run_checks.h"
+#include "pipeline/telemetry/json_text.h"
 #include "pipeline/telemetry/model_card.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/retrain_report.h"
@@ -24,7 +25,7 @@
 #include "pipeline/token_windows.h"
 #include "stages/finite.h"  // require_finite
 #include "storage/io/aligned_buffer.h"
-#include "storage/io/file.h"  // make_directories
+#include "storage/io/file.h"  // make_directories, hash_file
 
 namespace coppice {
 namespace {
@@ -34,7 +35,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 // Raised whenever the same options would give other bytes than before.
-constexpr int kNumericsVersion = 1;
+constexpr int kNumericsVersion = 2;
 
 constexpr double kHeapShare = 1.05;  // of the memory planned; see prune_run.cpp
 
@@ -111,13 +112,17 @@ RetrainRun::RetrainRun(const RetrainRunOptions& options)
                            options.resources.threads, options.resources.vram_budget_bytes})),
       output_(options.output, model_),
       budget_(retrain_budget(model_, output_, options.retrain, options.calibration.seqlen,
-                             options.resources, *device_)),
+                             options.resources, *device_,
+                             int64_t{options.calibration.nsamples} + options.first_window)),
       tokens_((require_resumable(options.work, options.resume, options.resume_command),
-               check_output_directory(options.output, options.work), require_fits(budget_),
-               training_text(options, model_.architecture))) {}
+               check_output_directory(options.output, options.work, options.model),
+               require_fits(budget_), training_text(options, model_.architecture))) {}
 
 Fingerprint RetrainRun::fingerprint() const {
   Fingerprint print = fingerprint_checkpoint(model_.checkpoint);
+  if (!options_.architecture.empty()) {
+    print["architecture"] = hash_file(options_.architecture).xxh3_128;
+  }
   const json recipe = retrain_recipe(options_.retrain);
   for (const auto& [key, value] : recipe.items()) {
     print["retrain." + key] = value.dump();
@@ -245,6 +250,7 @@ json RetrainRun::report_head() const {
 // Everything but the index first: the directory loads the moment it is complete.
 json RetrainRun::finish() {
   make_directories(options_.output);
+  const UniqueFd lock = lock_output(options_.output, options_.work, state_->is_output_begun());
   remove_unfinished(options_.output);
   output_.write_outer();
   json report = report_head();
@@ -260,8 +266,8 @@ json RetrainRun::finish() {
   const fs::path base_card = options_.model / "README.md";
   write_file(options_.output / "README.md",
              retrained_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
-  write_file(options_.output / "coppice_report.json", report.dump(2) + "\n");
-  write_file(options_.work / "coppice_report.json", report.dump(2) + "\n");
+  write_file(options_.output / "coppice_report.json", json_text(report, 2) + "\n");
+  write_file(options_.work / "coppice_report.json", json_text(report, 2) + "\n");
   output_.write_index();
   state_->record_finished();
   fs::remove_all(options_.work / "tokens");
@@ -273,9 +279,9 @@ RunResult RetrainRun::execute() {
   limit_heap(std::min(budget_.ram.limit, uint64_t(kHeapShare * double(planned))),
              output_.largest_image_bytes());
   device_->executor().run([this] { load(); });  // what is refused there leaves no journal behind
-  state_ = std::make_unique<RetrainState>(options_.work, fingerprint(), options_.resume,
-                                          options_.resume_command);
-  if (state_->is_finished()) return {RunOutcome::kAlreadyFinished, {}};
+  state_ = std::make_unique<RetrainState>(options_.work, options_.output, fingerprint(),
+                                          options_.resume, options_.resume_command);
+  if (state_->is_finished() && output_.has_index()) return {RunOutcome::kAlreadyFinished, {}};
   remove_unfinished(options_.work);
   bool is_trained = false;
   device_->executor().run([&] {

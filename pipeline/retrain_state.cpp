@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "pipeline/resident_tensors.h"
+#include "pipeline/telemetry/json_text.h"
 #include "storage/io/file.h"  // make_directories
 
 namespace coppice {
@@ -56,18 +57,21 @@ bool is_whole(const fs::path& path, const json& file) {
 
 }  // namespace
 
-RetrainState::RetrainState(fs::path work_directory, const Fingerprint& fingerprint, Resume resume,
+RetrainState::RetrainState(fs::path work_directory, const fs::path& output,
+                           const Fingerprint& fingerprint, Resume resume,
                            const std::string& resume_command)
     : work_directory_(std::move(work_directory)) {
   require_resumable(work_directory_, resume, resume_command);
   make_directories(work_directory_);
   journal_ = std::make_unique<RunJournal>(work_directory_ / "journal.bin");
+  const json outputs = canonical({output});
   bool is_started = false;
   for (const JournalRecord& record : journal_->records()) {
     const json payload = json::parse(record.payload);
     if (record.type == "run") {
       is_started = true;
       require_same_run(work_directory_, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
+      is_output_begun_ = payload.at("outputs") == outputs;
     } else if (record.type == "state") {
       number_ = payload.at("number");
       if (is_whole(path_of(payload), payload.at("file"))) saved_ = payload;
@@ -76,7 +80,8 @@ RetrainState::RetrainState(fs::path work_directory, const Fingerprint& fingerpri
     }
   }
   remove_others();
-  if (!is_started) journal_->append({"run", 1, json{{"fingerprint", fingerprint}}.dump()});
+  if (is_started) return;
+  journal_->append({"run", 1, json_text({{"fingerprint", fingerprint}, {"outputs", outputs}})});
 }
 
 // Killed between a record and the removal of what it replaced, a process leaves two files.
@@ -101,7 +106,7 @@ void RetrainState::save(const Retrainer& trainer, double seconds) {
   const FileRecord file = write_tensors(path_of(record), trainer.state());
   record["file"] = {{"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}};
   record["progress"] = as_json(trainer.progress());
-  journal_->append({"state", 1, record.dump()});
+  journal_->append({"state", 1, json_text(record)});
   if (saved_) fs::remove(path_of(*saved_));
   saved_ = std::move(record);
 }

@@ -20,10 +20,12 @@ namespace coppice {
 class RetrainState {
  public:
   /// Opens or starts the run in `work_directory`. Throws ConfigError as RunState does.
-  RetrainState(std::filesystem::path work_directory, const Fingerprint& fingerprint, Resume resume,
-               const std::string& resume_command);
+  RetrainState(std::filesystem::path work_directory, const std::filesystem::path& output,
+               const Fingerprint& fingerprint, Resume resume, const std::string& resume_command);
 
   bool is_finished() const { return is_finished_; }
+  /// Whether an earlier process may have written to this output directory.
+  bool is_output_begun() const { return is_output_begun_; }
   /// Whether an earlier process saved something.
   bool has_saved() const { return saved_.has_value(); }
   double seconds() const { return saved_ ? saved_->at("seconds").get<double>() : 0; }
@@ -47,6 +49,7 @@ class RetrainState {
   std::optional<nlohmann::json> saved_;  // the record that counts
   int64_t number_ = 0;                   // of the latest file
   bool is_finished_ = false;
+  bool is_output_begun_ = false;
 };
 
 }  // namespace coppice

@@ -1,8 +1,11 @@
 #include "pipeline/run_checks.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "configs/errors.h"           // ConfigError
 #include "stages/layer_similarity.h"  // num_removed_layers
@@ -250,24 +253,55 @@ void require_next_token(const fs::path& directory, const Architecture& architect
                                 architecture.family, what));
 }
 
-void check_output_directory(const fs::path& output, const fs::path& work) {
+namespace {
+
+// The work directory may lie there.
+void require_nothing_beside(const fs::path& output, const fs::path& work) {
+  if (!fs::exists(output)) return;
+  for (const fs::directory_entry& entry : fs::directory_iterator(output)) {
+    std::error_code ignored;
+    if (fs::equivalent(entry.path(), work, ignored)) continue;
+    throw ConfigError(
+        fmt::format("--output-dir: {}: not empty, and not of a run to be continued; choose "
+                    "another directory or remove it",
+                    output.string()));
+  }
+}
+
+}  // namespace
+
+void check_output_directory(const fs::path& output, const fs::path& work, const fs::path& model) {
+  if (fs::weakly_canonical(output) == fs::weakly_canonical(model)) {
+    throw ConfigError(fmt::format(
+        "--output-dir: {}: that is the model itself, which is never written to", output.string()));
+  }
   if (fs::weakly_canonical(output) == fs::weakly_canonical(work)) {
     throw ConfigError(fmt::format(
         "--work-dir: {}: that is the output directory; what is removed at the end of a run wants a "
         "place of its own",
         work.string()));
   }
-  if (fs::exists(work / "journal.bin")) return;
-  if (!fs::exists(output) || fs::is_empty(output)) return;
-  throw ConfigError(
-      fmt::format("--output-dir: {}: not empty, and not of a run to be continued; choose "
-                  "another directory or remove it",
-                  output.string()));
+  if (!fs::exists(work / "journal.bin")) require_nothing_beside(output, work);
+}
+
+UniqueFd lock_output(const fs::path& output, const fs::path& work, bool is_resumed) {
+  UniqueFd directory(::open(output.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const bool is_taken = flock(directory.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (is_taken) {
+    throw ConfigError(fmt::format(
+        "--output-dir: {}: another run writes there; wait until it ends, or choose another "
+        "directory",
+        output.string()));
+  }
+  if (!is_resumed) require_nothing_beside(output, work);  // since it was looked at first
+  return directory;
 }
 
 void remove_unfinished(const fs::path& directory) {
   for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
-    if (entry.path().extension() == ".tmp") fs::remove(entry.path());
+    const fs::path& file = entry.path();
+    const bool is_probe = file.filename().string().starts_with(".coppice-probe-");
+    if (is_probe || file.extension() == ".tmp") fs::remove(file);
   }
 }
 

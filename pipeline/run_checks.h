@@ -6,6 +6,7 @@
 
 #include "configs/recipe.h"
 #include "pipeline/token_windows.h"
+#include "storage/io/file.h"  // UniqueFd
 
 namespace coppice {
 
@@ -28,11 +29,18 @@ void check_positions(const Architecture& architecture, int64_t seqlen);
 void require_next_token(const std::filesystem::path& directory, const Architecture& architecture,
                         const std::string& what);
 
-/// Throws ConfigError unless the output directory is absent or empty, or belongs to the run whose
-/// journal lies in `work`, which is another directory.
-void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work);
+/// Throws ConfigError unless the output directory is absent or empty, or `work` holds a run, whose
+/// directory it then has to be (see RunState). Neither is the other, nor the model.
+void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work,
+                            const std::filesystem::path& model);
 
-/// Removes the *.tmp files that a killed run was writing when it died.
+/// Keeps other runs from writing to the output directory, which exists, as long as what it returns
+/// lives; on a file system that knows no locks nothing does. A run that begins finds it empty, but
+/// for its own work directory. Throws ConfigError.
+UniqueFd lock_output(const std::filesystem::path& output, const std::filesystem::path& work,
+                     bool is_resumed);
+
+/// Removes what a killed run was writing when it died: *.tmp files, and probes of the disk.
 void remove_unfinished(const std::filesystem::path& directory);
 
 }  // namespace coppice

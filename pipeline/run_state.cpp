@@ -3,7 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "configs/errors.h"   // ConfigError
+#include "configs/errors.h"  // ConfigError
+#include "pipeline/telemetry/json_text.h"
 #include "storage/io/file.h"  // make_directories
 
 namespace coppice {
@@ -40,6 +41,14 @@ bool holds_more_than_tokens(const fs::path& directory) {
 
 }  // namespace
 
+json canonical(const std::vector<fs::path>& directories) {
+  json paths = json::array();
+  for (const fs::path& directory : directories) {
+    paths.push_back(fs::weakly_canonical(fs::absolute(directory)).string());
+  }
+  return json::parse(json_text(paths));
+}
+
 void require_resumable(const fs::path& work_directory, Resume resume,
                        const std::string& resume_command) {
   if (!holds_more_than_tokens(work_directory)) return;
@@ -75,10 +84,31 @@ RunState::RunState(const fs::path& work_directory, const std::vector<fs::path>& 
   require_resumable(work_directory, resume, resume_command);
   make_directories(work_directory);
   journal_ = std::make_unique<RunJournal>(work_directory / "journal.bin");
+  const json outputs = canonical(output_directories);
   for (const JournalRecord& record : journal_->records()) {
     take(record.type, json::parse(record.payload), fingerprint);
   }
-  if (!is_resumed_) append("run", {{"fingerprint", fingerprint}});
+  if (is_resumed_) {
+    require_own_outputs(outputs);
+  } else {
+    append("run", {{"fingerprint", fingerprint}, {"outputs", outputs}});
+  }
+}
+
+// An output may have been moved with what is in it; what lies elsewhere is somebody else's.
+void RunState::require_own_outputs(const json& outputs) const {
+  for (size_t recipe = 0; recipe < output_directories_.size(); ++recipe) {
+    const fs::path& directory = output_directories_[recipe];
+    if (outputs.at(recipe) == started_outputs_.at(recipe)) continue;
+    if (!fs::exists(directory) || fs::is_empty(directory)) continue;
+    if (has_outer(recipe) || !blocks_.at(recipe).empty()) continue;
+    throw ConfigError(
+        fmt::format("--output-dir: {}: not empty, and not what the run in {} made, which writes to "
+                    "{}; continue "
+                    "it there, or in a directory that is empty",
+                    directory.string(), work_directory_.string(),
+                    started_outputs_.at(recipe).get<std::string>()));
+  }
 }
 
 // The run's own record is the first, so what comes after it is of the same recipes.
@@ -87,6 +117,7 @@ void RunState::take(const std::string& type, const json& payload, const Fingerpr
   if (type == "run") {
     is_resumed_ = true;
     require_same_run(work_directory_, payload.at("fingerprint").get<Fingerprint>(), fingerprint);
+    started_outputs_ = payload.at("outputs");
   } else if (type == "outer") {
     if (is_there(output_directories_.at(recipe()), payload.at("file"))) outer_.insert(recipe());
   } else if (type == "boundary") {
@@ -112,7 +143,7 @@ void RunState::take(const std::string& type, const json& payload, const Fingerpr
 }
 
 void RunState::append(const std::string& type, const json& payload) {
-  journal_->append({type, 1, payload.dump()});
+  journal_->append({type, 1, json_text(payload)});
 }
 
 void RunState::record_outer(size_t recipe, const FileRecord& file) {

@@ -30,12 +30,16 @@ void require_resumable(const std::filesystem::path& work_directory, Resume resum
 void require_same_run(const std::filesystem::path& work_directory, const Fingerprint& started_with,
                       const Fingerprint& fingerprint);
 
+/// Of each, what it is called whatever the current directory, as a journal gives it back.
+nlohmann::json canonical(const std::vector<std::filesystem::path>& directories);
+
 class RunState {
  public:
   /// Opens or starts the run in `work_directory`. Throws ConfigError if there is a run already and
   /// `resume` is kNo (names `resume_command`), or if its fingerprint differs (names the keys).
   /// Records whose files are absent or of another size do not count: that work is done again.
-  /// `output_directories`: by recipe, where its shards go.
+  /// `output_directories`: by recipe, where its shards go. Throws ConfigError if one is neither
+  /// empty, nor where the run was started, nor holds what the run made.
   RunState(const std::filesystem::path& work_directory,
            const std::vector<std::filesystem::path>& output_directories,
            const Fingerprint& fingerprint, Resume resume, const std::string& resume_command);
@@ -76,6 +80,7 @@ class RunState {
   void record_finished();
 
  private:
+  void require_own_outputs(const nlohmann::json& outputs) const;
   void append(const std::string& type, const nlohmann::json& payload);
   void take(const std::string& type, const nlohmann::json& payload, const Fingerprint& fingerprint);
 
@@ -86,6 +91,7 @@ class RunState {
   std::vector<std::map<int, nlohmann::json>> blocks_;  // by recipe
   std::map<int, nlohmann::json> surveys_;
   nlohmann::json judged_;
+  nlohmann::json started_outputs_;  // by recipe, the directories of the process that began
   std::set<Boundary> boundaries_;
   std::set<int> held_out_;  // half-blocks
   std::set<size_t> outer_;  // recipes

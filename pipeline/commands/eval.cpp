@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "configs/errors.h"  // ConfigError
@@ -11,6 +14,8 @@
 #include "pipeline/commands/command.h"
 #include "pipeline/eval_run.h"
 #include "pipeline/similarity_run.h"
+#include "pipeline/telemetry/json_text.h"
+#include "storage/errors.h"   // IoError
 #include "storage/io/file.h"  // write_file
 
 namespace coppice {
@@ -65,6 +70,13 @@ void add_options(CLI::App& app, EvalArguments& given) {
                  "A model description beside the known ones");
 }
 
+/// Before hours of work whose result could not be written.
+void require_directory_of(const std::string& file) {
+  const std::filesystem::path directory = std::filesystem::absolute(file).parent_path();
+  if (std::filesystem::is_directory(directory)) return;
+  throw ConfigError(fmt::format("--json: {}: no such directory", directory.string()));
+}
+
 void check(const EvalArguments& given) {
   const bool is_stsb = given.task == kStsb;
   const char* const wanted = is_stsb ? "--data" : "--text";
@@ -80,7 +92,32 @@ void check(const EvalArguments& given) {
   if (given.seqlen_given->count() > 0 && given.seqlen < 2) {
     throw ConfigError("--seqlen: at least 2: a window predicts seqlen - 1 tokens");
   }
+  if (!given.json_file.empty()) require_directory_of(given.json_file);
   if (given.max_windows < 0) throw ConfigError("--max-windows: 0 (all) or more");
+}
+
+/// Of the keys given, those that nothing here would keep. A GPU keeps its own.
+void refuse_budgets(const std::vector<std::string>& keys) {
+  const std::map<std::string, const char*> budgets = {{"resources.ram_budget", "--ram-budget"},
+                                                      {"resources.disk_budget", "--disk-budget"}};
+  for (const std::string& key : keys) {
+    const auto budget = budgets.find(key);
+    if (budget == budgets.end()) continue;
+    throw ConfigError(fmt::format(
+        "{}: eval keeps no budget of memory or disk: it takes what it needs, and tells the peak",
+        budget->second));
+  }
+}
+
+/// A device or a pipe is written to; a file is replaced.
+void write_result(const std::filesystem::path& path, const std::string& text) {
+  if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path)) {
+    write_file(path, text);
+    return;
+  }
+  std::ofstream out(path);
+  out << text << std::flush;
+  if (!out) throw IoError("writing", path.string(), errno);
 }
 
 json totals_json(const ForwardRunTotals& totals) {
@@ -171,17 +208,18 @@ int eval_command(const std::vector<std::string>& arguments, const std::string&) 
   check(given);
   if (given.shared.work.empty()) given.shared.work = fmt::format(".coppice-eval-{}", getpid());
   Recipe recipe;
-  flags.apply(recipe);
+  refuse_budgets(flags.apply(recipe));
   given.shared.resources = recipe.resources;
   given.shared.verbosity = common.verbosity();
 
   const Said said = given.task == kStsb ? evaluate_similarity(given) : evaluate_perplexity(given);
   if (given.json_file == "-") {
-    fmt::print("{}\n", said.result.dump(2));
+    fmt::print("{}\n", json_text(said.result, 2));
     return 0;
   }
-  if (!given.json_file.empty()) write_file(given.json_file, said.result.dump(2) + "\n");
   fmt::print("{}", said.text);
+  std::fflush(stdout);  // whatever becomes of the file
+  if (!given.json_file.empty()) write_result(given.json_file, json_text(said.result, 2) + "\n");
   return 0;
 }
 

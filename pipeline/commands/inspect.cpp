@@ -8,6 +8,7 @@
 #include "pipeline/commands/arguments.h"
 #include "pipeline/commands/command.h"
 #include "pipeline/source_model.h"
+#include "pipeline/telemetry/json_text.h"
 
 namespace coppice {
 namespace {
@@ -114,7 +115,7 @@ int inspect_command(const std::vector<std::string>& arguments, const std::string
   const SourceModel model = open_model(directory, architecture);
   const Census census = count(model);
   if (wants_json) {
-    fmt::print("{}\n", as_json(model, census).dump(2));
+    fmt::print("{}\n", json_text(as_json(model, census), 2));
   } else {
     print(model, census);
   }

@@ -1,6 +1,7 @@
-// How a command ends that made nothing new.
+// Where a run works, and how a command ends that made nothing new.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 
 #include "pipeline/prune_run.h"
@@ -12,6 +13,9 @@ namespace coppice {
 std::optional<int> exit_code_unless_finished(RunOutcome outcome,
                                              const std::filesystem::path& output,
                                              const std::string& resume_command);
+
+/// Where a run works unless told: beside its output, "OUT.work".
+std::filesystem::path work_beside(const std::filesystem::path& output);
 
 /// The command as typed, with --resume.
 std::string resume_command_of(const std::string& command_line);

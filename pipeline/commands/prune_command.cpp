@@ -7,6 +7,7 @@
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/commands/outcome.h"
 #include "pipeline/commands/run_arguments.h"
+#include "pipeline/telemetry/json_text.h"
 
 namespace coppice {
 
@@ -28,7 +29,7 @@ int prune_command(const std::string& command, const std::vector<std::string>& ar
     return *code;
   }
   if (given->as_json) {
-    fmt::print("{}\n", result.report.dump(2));
+    fmt::print("{}\n", json_text(result.report, 2));
   } else {
     print_summary(options, result.report);
   }

@@ -9,6 +9,7 @@
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/outcome.h"
 #include "pipeline/retrain_run.h"
+#include "pipeline/telemetry/json_text.h"
 
 namespace coppice {
 namespace {
@@ -139,7 +140,7 @@ int retrain_command(const std::vector<std::string>& arguments, const std::string
   options.command = command_line;
   options.resume_command = resume_command_of(command_line);
   check(options);
-  if (options.work.empty()) options.work = options.output.string() + ".work";
+  if (options.work.empty()) options.work = work_beside(options.output);
 
   const RunResult result = retrain_run(options);
   if (const std::optional<int> code =
@@ -147,7 +148,7 @@ int retrain_command(const std::vector<std::string>& arguments, const std::string
     return *code;
   }
   if (as_json) {
-    fmt::print("{}\n", result.report.dump(2));
+    fmt::print("{}\n", json_text(result.report, 2));
   } else {
     print_summary(options, result.report);
   }

@@ -4,7 +4,7 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/commands/arguments.h"
-#include "pipeline/commands/outcome.h"  // resume_command_of
+#include "pipeline/commands/outcome.h"  // resume_command_of, work_beside
 #include "pipeline/sweep_grid.h"
 
 namespace coppice {
@@ -78,8 +78,7 @@ std::optional<RunArguments> parse_run_arguments(const std::string& command,
   if (!parse_arguments(app, arguments)) return std::nullopt;
   if (options.model.empty())
     throw ConfigError(command + ": --model DIR is missing: the checkpoint to prune");
-  if (options.work.empty() && !options.output.empty())
-    options.work = options.output.string() + ".work";
+  if (options.work.empty() && !options.output.empty()) options.work = work_beside(options.output);
 
   std::vector<BaseRecipe> bases = read_bases(recipe_files, flags);
   const bool is_sweep = command == "sweep" || !vary.empty() || bases.size() > 1;

@@ -55,6 +55,18 @@ std::shared_future<void> CachedBoundaries::readable(Boundary boundary) {
   return {};
 }
 
+std::optional<std::string> CachedBoundaries::fault_of(Boundary boundary) {
+  std::optional<std::string> fault;
+  hdf5_.run([&] {
+    try {
+      ActivationCacheReader(path_of(boundary)).verify();
+    } catch (const std::runtime_error& error) {
+      fault = error.what();
+    }
+  });
+  return fault;
+}
+
 void CachedBoundaries::wait_durable(Boundary boundary) {
   std::shared_future<void> future;
   {

@@ -10,6 +10,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "pipeline/device/device.h"
@@ -68,6 +70,10 @@ class CachedBoundaries {
 
   /// Set before the run.
   void set_unwanted(std::function<bool(Boundary)> unwanted) { unwanted_ = std::move(unwanted); }
+
+  /// What keeps a boundary that an earlier process left from being read, if anything: absent,
+  /// damaged. Reads it whole. Any thread but the HDF5 one.
+  std::optional<std::string> fault_of(Boundary boundary);
 
   /// Waits until a boundary written by this job is durable; rethrows what went wrong. Returns at
   /// once for one that was there before. Any thread but the HDF5 one.

@@ -85,6 +85,15 @@ class Against(ProgramTest):
         )
         self.assertGreater(told["kl_mean"], 0)
 
+    def test_budgets_that_nothing_keeps_are_refused(self):
+        for flag in ("--ram-budget", "--disk-budget"):
+            done = self.coppice(
+                *("eval", self.model(), "--text", self.tokens(100), "--seqlen", 24),
+                *(flag, "1GiB"),
+                expect=2,
+            )
+            self.assertIn(f"{flag}: eval keeps no budget", done.stderr)
+
     def test_another_vocabulary_is_refused(self):
         subprocess.run(
             [

@@ -121,6 +121,24 @@ TEST_F(SideFiles, OfTheDownloadCacheAreCopiedNotLinked) {
   EXPECT_EQ(read_file(output_->path("LICENSE")), "licence");
 }
 
+TEST_F(SideFiles, FoldersThatModulesNameAreCopied) {
+  fs::create_directories(source_ / "1_Pooling");
+  fs::create_directories(source_ / "onnx");
+  add("blob", "pooling");
+  fs::create_symlink("../blob", source_ / "1_Pooling/config.json");
+  add("onnx/config.json");
+  add("modules.json",
+      R"([{"path": "", "type": "Transformer"}, {"path": "1_Pooling", "type": "Pooling"},
+          {"path": "../onnx"}, {"path": "2_Normalize"}, {"path": 3}, null])");
+  EXPECT_THAT(copied(), UnorderedElementsAre("config.json", "blob", "modules.json", "1_Pooling"));
+  EXPECT_EQ(read_file(output_->path("1_Pooling/config.json")), "pooling");
+}
+
+TEST_F(SideFiles, AModulesFileThatIsNoneIsAFileLikeOthers) {
+  add("modules.json", "[{");
+  EXPECT_THAT(copied(), UnorderedElementsAre("config.json", "modules.json"));
+}
+
 TEST_F(SideFiles, AreNotWeightsInAnyForm) {
   for (const char* name :
        {"pytorch_model.bin", "consolidated.00.pth", "model.gguf", "tf_model.h5",

@@ -20,7 +20,8 @@ using ::testing::SizeIs;
 class RetrainStateTest : public ::testing::Test {
  protected:
   RetrainState open(Resume resume, const Fingerprint& fingerprint = {{"retrain.lr", "0.1"}}) {
-    return RetrainState(dir_ / "work", fingerprint, resume, "coppice retrain --resume");
+    return RetrainState(dir_ / "work", dir_ / "out", fingerprint, resume,
+                        "coppice retrain --resume");
   }
   std::vector<std::filesystem::path> files() const {
     std::vector<std::filesystem::path> files;

@@ -111,6 +111,22 @@ TEST_F(RunStateTest, AnotherFingerprintIsRefusedByItsKeys) {
   EXPECT_THAT(refusal([&] { open(Resume::kYes, {{"recipe.lr", "0.2"}}); }), HasSubstr("recipe.lr"));
 }
 
+TEST_F(RunStateTest, AnOutputThatIsNotOfTheRunIsRefused) {
+  const auto into = [&](const char* output) {
+    return RunState(dir_ / "work", {dir_ / output}, {}, Resume::kYes, "coppice run --resume");
+  };
+  into("out").record_outer(0, write_file(dir_ / "out/outer", "abc"));
+  std::filesystem::create_directories(dir_ / "photos");
+  write_file(dir_ / "photos/a.jpg", "…");
+  EXPECT_THAT(refusal([&] { into("photos"); }), HasSubstr("photos: not empty"));
+  EXPECT_FALSE(into("nowhere").has_outer(0));  // made again there
+  std::filesystem::rename(dir_ / "out", dir_ / "moved");
+  EXPECT_TRUE(into("moved").has_outer(0));
+  std::filesystem::create_directories(dir_ / "out");
+  write_file(dir_ / "out/outer.unrecorded", "x");  // where it began, it may have been killed
+  EXPECT_FALSE(into("out").has_outer(0));
+}
+
 TEST_F(RunStateTest, ForeignFilesInTheWorkDirectoryAreRefused) {
   std::filesystem::create_directories(dir_ / "work");
   write_file(dir_ / "work/photo.jpg", "…");
