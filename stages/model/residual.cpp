@@ -38,6 +38,7 @@ std::vector<at::Tensor> outputs_of(const HalfInput& input,
                                    const std::vector<const Linear*>& linears) {
   if (input.norm != nullptr) return normed_linears(input.rows, *input.norm, linears);
   std::vector<at::Tensor> outputs;
+  outputs.reserve(linears.size());
   for (const Linear* linear : linears) outputs.push_back(output_of(*linear, input.rows.value));
   return outputs;
 }

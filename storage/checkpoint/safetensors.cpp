@@ -289,6 +289,7 @@ std::string make_copy_header(const std::vector<TensorInfo>& tensors) {
 
 std::string make_safetensors_header(const std::vector<TensorSpec>& tensors) {
   std::vector<TensorInfo> sized;
+  sized.reserve(tensors.size());
   for (const TensorSpec& tensor : tensors) {
     sized.push_back({.name = tensor.name,
                      .dtype = tensor.dtype,
