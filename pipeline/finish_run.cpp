@@ -19,7 +19,7 @@ using nlohmann::json;
 
 json report_head(const StoredRun& run, size_t recipe) {
   const auto& [context, options, outputs, recipes, plan_inputs, measured] = run;
-  const Machine& machine = context.machine;
+  Machine& machine = context.machine;
   const TokenWindows& tokens = context.tokens;
   const double product_rate = plan_inputs.rates.mlp_product_flop;
   json head = {{"version", COPPICE_VERSION},
@@ -27,10 +27,10 @@ json report_head(const StoredRun& run, size_t recipe) {
                {"model", model_report(context.model)},
                {"machine",
                 {{"device", machine.device_names()},
-                 {"description", context.machine.device().description()},
+                 {"description", machine.device().description()},
                  {"compute_dtype", c10::toString(context.compute)},
                  {"product_flop_per_second", product_rate > 0 ? json(product_rate) : json()},
-                 {"io_engine", context.machine.engine().name()}}},
+                 {"io_engine", machine.engine().name()}}},
                {"recipe", recipe_json(options.recipes[recipe].recipe)},
                {"calibration",
                 {{"nsamples", tokens.num_sequences()},

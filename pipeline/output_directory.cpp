@@ -40,7 +40,7 @@ std::vector<fs::path> module_folders(const fs::path& model) {
   for (const auto& module : json.is_array() ? json : nlohmann::json::array()) {
     const auto path = module.is_object() ? module.find("path") : module.end();
     if (path == module.end() || !path->is_string()) continue;
-    const fs::path folder = path->get<std::string>();
+    const fs::path folder = fs::path(path->get<std::string>()).lexically_normal();
     const bool is_inside = folder.has_filename() && folder.is_relative() && *folder.begin() != "..";
     if (is_inside && fs::is_directory(model / folder)) folders.push_back(folder);
   }

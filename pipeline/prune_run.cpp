@@ -244,7 +244,8 @@ RunResult PruneRun::execute() {
                                       options_.resume_command);
   if (state_->is_finished() && has_outputs()) return {RunOutcome::kAlreadyFinished, {}};
   make_directories(options_.output);
-  const UniqueFd lock = lock_output(options_.output, options_.work, state_->is_resumed());
+  const UniqueFd lock =
+      lock_output(options_.output, {options_.work, options_.trace}, state_->is_resumed());
   remove_unfinished(options_.work);
   for (const fs::path& directory : directories) {
     if (fs::exists(directory)) remove_unfinished(directory);

@@ -250,7 +250,7 @@ json RetrainRun::report_head() const {
 // Everything but the index first: the directory loads the moment it is complete.
 json RetrainRun::finish() {
   make_directories(options_.output);
-  const UniqueFd lock = lock_output(options_.output, options_.work, state_->is_output_begun());
+  const UniqueFd lock = lock_output(options_.output, {options_.work}, state_->is_output_begun());
   remove_unfinished(options_.output);
   output_.write_outer();
   json report = report_head();

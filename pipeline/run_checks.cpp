@@ -255,12 +255,19 @@ void require_next_token(const fs::path& directory, const Architecture& architect
 
 namespace {
 
-// The work directory may lie there.
-void require_nothing_beside(const fs::path& output, const fs::path& work) {
+bool is_at_or_below(const fs::path& path, const fs::path& above) {
+  const fs::path inner = fs::weakly_canonical(fs::absolute(path));
+  const fs::path outer = fs::weakly_canonical(fs::absolute(above));
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
+void require_nothing_beside(const fs::path& output, const std::vector<fs::path>& ours) {
   if (!fs::exists(output)) return;
   for (const fs::directory_entry& entry : fs::directory_iterator(output)) {
-    std::error_code ignored;
-    if (fs::equivalent(entry.path(), work, ignored)) continue;
+    const bool is_ours = std::any_of(ours.begin(), ours.end(), [&](const fs::path& path) {
+      return !path.empty() && is_at_or_below(path, entry.path());
+    });
+    if (is_ours) continue;
     throw ConfigError(
         fmt::format("--output-dir: {}: not empty, and not of a run to be continued; choose "
                     "another directory or remove it",
@@ -281,10 +288,10 @@ void check_output_directory(const fs::path& output, const fs::path& work, const 
         "place of its own",
         work.string()));
   }
-  if (!fs::exists(work / "journal.bin")) require_nothing_beside(output, work);
+  if (!fs::exists(work / "journal.bin")) require_nothing_beside(output, {work});
 }
 
-UniqueFd lock_output(const fs::path& output, const fs::path& work, bool is_resumed) {
+UniqueFd lock_output(const fs::path& output, const std::vector<fs::path>& ours, bool is_resumed) {
   UniqueFd directory(::open(output.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   const bool is_taken = flock(directory.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   if (is_taken) {
@@ -293,7 +300,7 @@ UniqueFd lock_output(const fs::path& output, const fs::path& work, bool is_resum
         "directory",
         output.string()));
   }
-  if (!is_resumed) require_nothing_beside(output, work);  // since it was looked at first
+  if (!is_resumed) require_nothing_beside(output, ours);  // since it was looked at first
   return directory;
 }
 

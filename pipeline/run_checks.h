@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "configs/recipe.h"
 #include "pipeline/token_windows.h"
@@ -36,9 +37,9 @@ void check_output_directory(const std::filesystem::path& output, const std::file
 
 /// Keeps other runs from writing to the output directory, which exists, as long as what it returns
 /// lives; on a file system that knows no locks nothing does. A run that begins finds it empty, but
-/// for its own work directory. Throws ConfigError.
-UniqueFd lock_output(const std::filesystem::path& output, const std::filesystem::path& work,
-                     bool is_resumed);
+/// for paths of `ours`: work directory, timeline. Throws ConfigError.
+UniqueFd lock_output(const std::filesystem::path& output,
+                     const std::vector<std::filesystem::path>& ours, bool is_resumed);
 
 /// Removes what a killed run was writing when it died: *.tmp files, and probes of the disk.
 void remove_unfinished(const std::filesystem::path& directory);

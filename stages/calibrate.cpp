@@ -107,6 +107,19 @@ int Calibrate::num_gram_windows(int64_t num_windows) const {
   return windows - num_held_out(options_.held_out_fraction, windows);
 }
 
+// Summed and multiplied in fp32; squared as a whole where no loop of ours adds squares up.
+double Calibrate::widened_bytes(const SpanShape& shape, Half half) const {
+  const bool is_squared = options_.statistics != Statistics::kNone && !shape.is_host;
+  const bool is_copied = shape.compute_bytes != 4 && (options_.wants_sums || is_squared ||
+                                                      options_.statistics == Statistics::kGram);
+  double most = 0;
+  for (const auto& [name, input] : inputs_of(shape.architecture, half)) {
+    const double in_fp32 = 4.0 * static_cast<double>(shape.seqlen * input.width);
+    most = std::max(most, (is_copied ? in_fp32 : 0) + (is_squared ? in_fp32 : 0));
+  }
+  return most;
+}
+
 Cost Calibrate::cost(const SpanShape& shape) const {
   const Architecture& architecture = shape.architecture;
   const double tokens = static_cast<double>(shape.num_windows * shape.seqlen);
@@ -151,23 +164,13 @@ Cost Calibrate::cost(const SpanShape& shape) const {
     const BatchShape window{1, shape.seqlen, element, shape.is_host};
     activations = std::max(activations, kept_bytes(architecture, kind, window) +
                                             passing_bytes(architecture, kind, window));
-    for (const auto& [name, input] : inputs_of(architecture, kind)) {
-      const double in_fp32 = 4.0 * seqlen * static_cast<double>(input.width);
-      const double copied = shape.compute_bytes == 4 ? 0 : in_fp32;
-      if (options_.wants_sums) widened = std::max(widened, copied);
-      // Squared as a whole where no loop of ours adds them up.
-      const bool is_squared = options_.statistics != Statistics::kNone && !shape.is_host;
-      if (is_squared) widened = std::max(widened, copied + in_fp32);
-    }
+    widened = std::max(widened, widened_bytes(shape, kind));
     if (options_.statistics != Statistics::kGram) continue;
     const double seen = static_cast<double>(num_gram_windows(shape.num_windows)) * seqlen;
     for (const auto& [name, input] : inputs_of(architecture, kind)) {
       const int64_t in = input.width;
       cost.product_flop += gram_flop(in, input.share_of_tokens * seen);
       cost.bytes_kept += 4.0 * static_cast<double>(in * in);
-      if (shape.compute_bytes != 4) {  // multiplied in fp32
-        widened = std::max(widened, 4.0 * seqlen * static_cast<double>(in));
-      }
     }
   }
   const double input = element * seqlen * static_cast<double>(architecture.hidden);

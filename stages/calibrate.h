@@ -38,6 +38,7 @@ class Calibrate final : public Stage {
 
  private:
   int num_gram_windows(int64_t num_windows) const;
+  double widened_bytes(const SpanShape& shape, Half half) const;  // of one window
 
   Options options_;
 };

@@ -74,7 +74,8 @@ void add_options(CLI::App& app, EvalArguments& given) {
 void require_directory_of(const std::string& file) {
   const std::filesystem::path directory = std::filesystem::absolute(file).parent_path();
   if (std::filesystem::is_directory(directory)) return;
-  throw ConfigError(fmt::format("--json: {}: no such directory", directory.string()));
+  throw ConfigError(fmt::format("--json: {}: no such directory; make it, or write elsewhere",
+                                directory.string()));
 }
 
 void check(const EvalArguments& given) {

@@ -129,6 +129,12 @@ class Night(ProgramTest):
         self.coppice(*self.arguments("out", nsamples=8, trace="trace.json"), expect=2)
         self.assertEqual((self.dir / "trace.json").read_bytes(), before)
 
+    def test_timeline_and_work_may_lie_in_the_output(self):
+        (self.dir / "out").mkdir()
+        keys = {"trace": "out/trace.json", "work_dir": "out/deep/work", "nsamples": 8}
+        self.coppice(*self.arguments("out", **keys))
+        self.assertTrue((self.dir / "out" / "model.safetensors.index.json").exists())
+
     def test_what_could_not_be_printed_is_an_error(self):
         with open("/dev/full", "w") as full:
             process = subprocess.run(

@@ -129,7 +129,7 @@ TEST_F(SideFiles, FoldersThatModulesNameAreCopied) {
   add("onnx/config.json");
   add("modules.json",
       R"([{"path": "", "type": "Transformer"}, {"path": "1_Pooling", "type": "Pooling"},
-          {"path": "../onnx"}, {"path": "2_Normalize"}, {"path": 3}, null])");
+          {"path": "../onnx"}, {"path": "1_Pooling/../../x"}, {"path": "2_Normalize"}, {"path": 3}, null])");
   EXPECT_THAT(copied(), UnorderedElementsAre("config.json", "blob", "modules.json", "1_Pooling"));
   EXPECT_EQ(read_file(output_->path("1_Pooling/config.json")), "pooling");
 }

@@ -11,6 +11,7 @@
 #include "stages/reconstruct/window_loss.h"
 #include "tests/support/golden.h"
 #include "tests/support/tiny_moe.h"
+#include "tests/support/tiny_window.h"
 #include "tests/support/tolerance.h"
 
 namespace coppice {
@@ -22,24 +23,13 @@ using ::testing::HasSubstr;
 using testing::IsCloseTo;
 using ::testing::IsEmpty;
 using testing::IsIdenticalTo;
+using testing::kAttention;
+using testing::kBlock;
+using testing::kMlp;
+using testing::kWindows;
+using testing::options_with;
+using testing::run;
 using testing::TinySpan;
-
-constexpr int kWindows = 9;
-constexpr HalfRange kAttention{0, 1}, kMlp{1, 2}, kBlock{0, 2};
-
-ReconstructOptions options_with(double lr, int epochs = 2) {
-  ReconstructOptions options;
-  options.lr = lr;
-  options.epochs = epochs;
-  options.validation_fraction = 0.25;
-  return options;
-}
-
-WindowReport run(TinySpan& span, HalfRange halves, const ReconstructOptions& options) {
-  WindowJob job{span.job, halves, &span.variant()};
-  Reconstruct(options).run(job);
-  return span.variant().windows.back();
-}
 
 void expect_same_bytes(const Variant& a, const Variant& b) {
   ASSERT_EQ(a.adapted.size(), b.adapted.size());

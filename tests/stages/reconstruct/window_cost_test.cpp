@@ -4,30 +4,19 @@
 #include <gtest/gtest.h>
 
 #include "stages/reconstruct.h"
-#include "tests/support/tiny_llama.h"
+#include "tests/support/tiny_window.h"
 
 namespace coppice {
 namespace {
 
 using ::testing::IsEmpty;
+using testing::kAttention;
+using testing::kBlock;
+using testing::kMlp;
+using testing::kWindows;
+using testing::options_with;
+using testing::run;
 using testing::TinySpan;
-
-constexpr int kWindows = 9;
-constexpr HalfRange kAttention{0, 1}, kMlp{1, 2}, kBlock{0, 2};
-
-ReconstructOptions options_with(double lr, int epochs = 2) {
-  ReconstructOptions options;
-  options.lr = lr;
-  options.epochs = epochs;
-  options.validation_fraction = 0.25;
-  return options;
-}
-
-WindowReport run(TinySpan& span, HalfRange halves, const ReconstructOptions& options) {
-  WindowJob job{span.job, halves, &span.variant()};
-  Reconstruct(options).run(job);
-  return span.variant().windows.back();
-}
 
 SpanShape shape_of(const Architecture& architecture, HalfRange halves, int64_t num_windows) {
   return {architecture, halves, num_windows, TinySpan::kSeqlen, 4};
