@@ -251,7 +251,8 @@ RunResult PruneRun::execute() {
     if (fs::exists(directory)) remove_unfinished(directory);
   }
   const WorkLeft left = work_left();
-  make_plan(left);
+  // A new run has its plan: a second one, of some pages more, could refuse what has begun.
+  if (!plan_inputs_) make_plan(left);
   measure_rates(model_, machine_, options_.work, plan_, *plan_inputs_);
   plan_ = plan_run(*plan_inputs_);
   limit_heap_to_plan();
