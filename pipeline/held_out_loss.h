@@ -20,7 +20,8 @@ class HeldOutLoss {
   void add(const Architecture& architecture, const at::Tensor& head_rows,
            const FinalWeights& before, int64_t first_row, const std::vector<at::Tensor>& hidden);
 
-  /// Mean −log p of the next token in nats, by model; valid once every chunk was added.
+  /// Mean −log p of the next token in nats, by model; valid once every chunk was added. NaN or
+  /// infinite of a model that overflowed.
   std::vector<double> losses() const;
 
  private:

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "pipeline/resident_tensors.h"
+#include "pipeline/telemetry/json_text.h"
 #include "stages/held_out.h"
 #include "stages/propagation.h"
 #include "stages/reconstruct.h"  // num_held_out
@@ -210,8 +211,11 @@ at::Tensor PrunePass::dense_held_out(const GraphSpan& span) {
 }
 
 void PrunePass::record_judged(const char* metric, double dense, const std::vector<double>& losses) {
+  json known = json::array();  // a model that overflows is the worst, and costs the others nothing
+  for (const double loss : losses) known.push_back(finite_or_null(loss));
   context_.space.with_room(context_.work, 0, [&] {
-    context_.state.record_judged({{"metric", metric}, {"dense", dense}, {"losses", losses}});
+    context_.state.record_judged(
+        {{"metric", metric}, {"dense", finite_or_null(dense)}, {"losses", known}});
   });
 }
 

@@ -1,8 +1,12 @@
 #include "pipeline/unit_allocation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 
+#include "pipeline/telemetry/json_text.h"
+#include "stages/errors.h"  // NumericalError
 #include "stages/targets.h"
 #include "stages/units/targeted_units.h"
 #include "stages/units/unit_scores.h"
@@ -176,6 +180,7 @@ std::vector<UnitTrial> unit_trials(const Architecture& architecture, const Recip
 
 json allocate_by_losses(const std::vector<UnitTrial>& trials, const std::vector<double>& losses,
                         double dense, Recipe& recipe) {
+  if (!std::isfinite(dense)) throw NumericalError("held-out loss of the dense model", 1, 1);
   std::vector<AllocatedUnits> units;
   units.reserve(trials.size());
   std::vector<double> entire;  // what it would cost if all units went
@@ -183,7 +188,9 @@ json allocate_by_losses(const std::vector<UnitTrial>& trials, const std::vector<
   for (size_t trial = 0; trial < trials.size(); ++trial) {
     const double removed = trials[trial].removed;
     units.push_back(trials[trial].units);
-    entire.push_back((losses.at(trial) - dense) / (removed * removed));
+    const double loss = losses.at(trial);  // infinite of a trial that overflowed: it goes last
+    entire.push_back(std::isfinite(loss) ? (loss - dense) / (removed * removed)
+                                         : std::numeric_limits<double>::infinity());
   }
   PruneOptions& prune = recipe.prune;
   const std::vector<int64_t> steps = by_budget(
@@ -197,7 +204,7 @@ json allocate_by_losses(const std::vector<UnitTrial>& trials, const std::vector<
   json found = found_of(units, steps);
   for (size_t trial = 0; trial < trials.size(); ++trial) {
     found[trial]["tried"] = trials[trial].removed;
-    found[trial]["loss"] = losses[trial];
+    found[trial]["loss"] = finite_or_null(losses[trial]);
   }
   for (SparsityRule& rule : rules_of(units, steps)) prune.sparsity_map.push_back(std::move(rule));
   prune.allocation = Allocation::kUniform;

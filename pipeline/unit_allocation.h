@@ -52,8 +52,9 @@ struct UnitTrial {
 /// Of a recipe with `allocation: measured`, one a half that has such units.
 std::vector<UnitTrial> unit_trials(const Architecture& architecture, const Recipe& recipe);
 
-/// Closes `allocation: measured`: `losses` by trial, and that of the dense model. Returns what was
-/// found, for the report.
+/// Closes `allocation: measured`: `losses` by trial (not finite of one that overflowed), and that
+/// of the dense model: NumericalError if that is not finite. Returns what was found, for the
+/// report.
 nlohmann::json allocate_by_losses(const std::vector<UnitTrial>& trials,
                                   const std::vector<double>& losses, double dense, Recipe& recipe);
 

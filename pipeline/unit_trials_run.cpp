@@ -6,6 +6,7 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/run_checks.h"
+#include "pipeline/telemetry/json_text.h"
 #include "storage/io/file.h"
 
 namespace coppice {
@@ -61,7 +62,9 @@ std::optional<UnitTrialsRun> unit_trials_run(const PruneRunOptions& options) {
 PruneRunOptions closed_by_trials(const PruneRunOptions& options, const UnitTrialsRun& run) {
   const json report = json::parse(read_file(run.options.work / "coppice_report.json"));
   std::vector<double> losses;
-  for (const json& row : report.at("rows")) losses.push_back(row.at("held_out_loss"));
+  for (const json& row : report.at("rows")) {
+    losses.push_back(number_or_nan(row.at("held_out_loss")));
+  }
   PruneRunOptions closed = options;
   size_t first = 0;
   for (size_t recipe = 0; recipe < options.recipes.size(); ++recipe) {
@@ -69,8 +72,8 @@ PruneRunOptions closed_by_trials(const PruneRunOptions& options, const UnitTrial
     const std::vector<UnitTrial>& trials = run.trials[recipe];
     if (trials.empty()) continue;
     const auto begin = losses.begin() + long(first);
-    found = allocate_by_losses(trials, {begin, begin + long(trials.size())}, report.at("dense"),
-                               closed.recipes[recipe].recipe);
+    found = allocate_by_losses(trials, {begin, begin + long(trials.size())},
+                               number_or_nan(report.at("dense")), closed.recipes[recipe].recipe);
     found["seconds"] = report.at("totals").at("wall_seconds");
     first += trials.size();
   }

@@ -6,6 +6,7 @@
 
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/prune_command.h"
+#include "pipeline/telemetry/json_text.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes, human_seconds
 
 namespace coppice {
@@ -22,16 +23,20 @@ std::string loss_lines(const json& report) {
   for (const json& block : report.at("blocks")) {
     for (const json& window : block.at("windows")) {
       Sum& sum = sums[window.at("name").get<std::string>()];
-      sum.pruned += window.at("validation_pruned").get<double>();
-      sum.reconstructed += window.at("validation_reconstructed").get<double>();
-      ++sum.windows;
       sum.kept += window.at("kept") == "pruned";
+      if (window.at("validation_pruned").is_null()) continue;  // it overflowed, and was kept
+      sum.pruned += window.at("validation_pruned").get<double>();
+      sum.reconstructed += number_or_nan(window.at("validation_reconstructed"));
+      ++sum.windows;
     }
   }
   std::string lines;
   for (const auto& [name, sum] : sums) {
-    lines += fmt::format("  {:<10} held-out error {:.1f} % of the pruned model's, over {} windows",
-                         name, 100 * sum.reconstructed / sum.pruned, sum.windows);
+    lines +=
+        sum.windows == 0
+            ? fmt::format("  {:<10} held-out error not finite", name)
+            : fmt::format("  {:<10} held-out error {:.1f} % of the pruned model's, over {} windows",
+                          name, 100 * sum.reconstructed / sum.pruned, sum.windows);
     if (sum.kept > 0) lines += fmt::format(" ({} kept their pruned weights)", sum.kept);
     lines += "\n";
   }

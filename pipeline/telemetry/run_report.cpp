@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "pipeline/telemetry/json_text.h"
 #include "pipeline/telemetry/process.h"
 #include "pipeline/telemetry/progress.h"  // human_seconds
 #include "pipeline/telemetry/zeros.h"
@@ -41,20 +42,21 @@ json block_report(int block, const std::string& prefix, const Variant& variant) 
   json windows = json::array();
   for (const WindowReport& window : variant.windows) {
     if (window.halves.first_block() != block) continue;
-    windows.push_back({{"name", window.name},
-                       {"loss_pruned", window.loss_pruned},
-                       {"loss_reconstructed", window.loss_reconstructed},
-                       {"validation_pruned", window.validation_pruned},
-                       {"validation_fitted", window.validation_fitted},
-                       {"validation_reconstructed", window.validation_reconstructed},
-                       {"kept", window.kept},
-                       {"steps", window.steps},
-                       {"ridge", std::isinf(window.ridge) ? json() : json(window.ridge)},
-                       {"lr", window.lr},
-                       {"retries", window.retries},
-                       {"micro_batch", window.micro_batch},
-                       {"fallback", window.fallback},
-                       {"seconds", window.seconds}});
+    windows.push_back(
+        {{"name", window.name},
+         {"loss_pruned", finite_or_null(window.loss_pruned)},
+         {"loss_reconstructed", finite_or_null(window.loss_reconstructed)},
+         {"validation_pruned", finite_or_null(window.validation_pruned)},
+         {"validation_fitted", finite_or_null(window.validation_fitted)},
+         {"validation_reconstructed", finite_or_null(window.validation_reconstructed)},
+         {"kept", window.kept},
+         {"steps", window.steps},
+         {"ridge", std::isinf(window.ridge) ? json() : json(window.ridge)},
+         {"lr", window.lr},
+         {"retries", window.retries},
+         {"micro_batch", window.micro_batch},
+         {"fallback", window.fallback},
+         {"seconds", window.seconds}});
   }
   json linears = json::array();
   for (const LinearReport& linear : variant.linears) {
@@ -165,8 +167,8 @@ std::string block_line(const json& report, int num_blocks) {
   if (zeros.matrices > 0) line += fmt::format(": {:.1f} % zeros", 100 * zeros.share());
   for (const json& window : report.at("windows")) {
     line += fmt::format("; {} held-out loss {:.3g} -> {:.3g}", window.at("name").get<std::string>(),
-                        window.at("validation_pruned").get<double>(),
-                        window.at("validation_reconstructed").get<double>());
+                        number_or_nan(window.at("validation_pruned")),
+                        number_or_nan(window.at("validation_reconstructed")));
     if (window.at("kept") == "pruned") line += " (pruned weights kept)";
     seconds += window.at("seconds").get<double>();
   }

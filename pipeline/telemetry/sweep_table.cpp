@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "pipeline/telemetry/json_text.h"
 #include "pipeline/telemetry/progress.h"  // human_seconds
 #include "pipeline/telemetry/zeros.h"
 
@@ -21,13 +22,13 @@ json sums_of(const json& blocks) {
   for (const json& block : blocks) {
     zeros.add(block);
     for (const json& window : block.at("windows")) {
-      pruned += window.at("validation_pruned").get<double>();
-      reconstructed += window.at("validation_reconstructed").get<double>();
+      pruned += number_or_nan(window.at("validation_pruned"));
+      reconstructed += number_or_nan(window.at("validation_reconstructed"));
       seconds += window.at("seconds").get<double>();
       ++windows;
     }
   }
-  const auto known = [&](double value) { return windows > 0 ? json(value) : json(); };
+  const auto known = [&](double value) { return windows > 0 ? finite_or_null(value) : json(); };
   return {{"sparsity", zeros.share()},
           {"held_out_pruned", known(pruned)},
           {"held_out_reconstructed", known(reconstructed)},
@@ -44,6 +45,10 @@ std::string csv_field(const std::string& text) {
 
 std::string number(const json& value) {
   return value.is_null() ? "" : fmt::format("{:.6g}", value.get<double>());
+}
+
+std::string loss_text(const json& loss) {
+  return loss.is_null() ? "overflow" : fmt::format("{:.4f}", loss.get<double>());
 }
 
 /// Columns of text, each as wide as its widest.
@@ -73,8 +78,12 @@ SweepRow::SweepRow(std::string name_in, std::vector<std::string> varied_in, cons
 
 json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRow>& rows,
                  const json& judged) {
-  const auto losses = judged.at("losses").get<std::vector<double>>();
-  const auto best = size_t(std::min_element(losses.begin(), losses.end()) - losses.begin());
+  const json& losses = judged.at("losses");
+  const auto is_better = [](const json& loss, const json& other) {
+    return !loss.is_null() && (other.is_null() || loss.get<double>() < other.get<double>());
+  };
+  const auto best =
+      size_t(std::min_element(losses.begin(), losses.end(), is_better) - losses.begin());
   json table = {{"metric", judged.at("metric")},
                 {"dense", judged.at("dense")},
                 {"keys", keys},
@@ -120,12 +129,12 @@ std::string sweep_text(const json& table) {
     for (const json& value : row.at("varied")) line.push_back(value);
     const json& ratio = row.at("held_out_ratio");
     line.push_back(fmt::format("{:.1f} %", 100 * row.at("sparsity").get<double>()));
-    line.push_back(fmt::format("{:.4f}", row.at("held_out_loss").get<double>()));
+    line.push_back(loss_text(row.at("held_out_loss")));
     line.push_back(ratio.is_null() ? "-" : fmt::format("{:.1f} %", 100 * ratio.get<double>()));
     line.push_back(human_seconds(row.at("seconds").get<double>()));
   }
-  return aligned(lines) + fmt::format("  dense model: {:.4f} ({}, held-out calibration text)\n",
-                                      table.at("dense").get<double>(),
+  return aligned(lines) + fmt::format("  dense model: {} ({}, held-out calibration text)\n",
+                                      loss_text(table.at("dense")),
                                       table.at("metric").get<std::string>());
 }
 

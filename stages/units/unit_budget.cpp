@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <queue>
 #include <stdexcept>
@@ -55,7 +56,10 @@ std::vector<int64_t> steps_by_loss(const std::vector<UnitGroup>& groups,
   if (groups.empty()) return {};
   std::vector<double> increases = losses;  // what helped by chance costs nothing
   for (double& loss : increases) loss = std::max(loss, 0.0);
-  const double mean = mean_of(increases);
+  std::vector<double> known;
+  std::copy_if(increases.begin(), increases.end(), std::back_inserter(known),
+               [](double loss) { return std::isfinite(loss); });
+  const double mean = known.empty() ? 0 : mean_of(known);
   const double least = mean > 0 ? kLeastLoss * mean : 1;
   return take_cheapest(groups, share, [&](size_t group, int64_t step) {
     const auto steps = static_cast<double>(groups[group].steps());

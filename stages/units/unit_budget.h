@@ -18,8 +18,8 @@ struct UnitGroup {
 /// parameters that go are `share` of all to the nearest step; a group keeps its last step. A loss
 /// is what going entirely would cost if it grew with the square of the share; those below
 /// kLeastLoss of the mean count as that: a trial cannot tell them from nothing, and what the model
-/// does without at a half it may miss at the end. Cheapest steps first, which is optimal where
-/// steps have one size. Pure function.
+/// does without at a half it may miss at the end. An infinite one goes after all others. Cheapest
+/// steps first, which is optimal where steps have one size. Pure function.
 inline constexpr double kLeastLoss = 0.3;
 std::vector<int64_t> steps_by_loss(const std::vector<UnitGroup>& groups,
                                    const std::vector<double>& losses, double share);

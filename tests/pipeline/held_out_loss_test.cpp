@@ -1,10 +1,16 @@
 #include "pipeline/held_out_loss.h"
 
+#include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
 
 #include "tests/support/tiny_llama.h"
 
@@ -42,6 +48,21 @@ TEST(HeldOutLoss, IsTheMeanNextTokenLossOfEachModelInChunks) {
     }
     EXPECT_NEAR(losses[model], sum / (2 * (kSeqlen - 1)), 1e-5);
   }
+}
+
+TEST(HeldOutLoss, AModelThatOverflowsCostsTheOthersNothing) {
+  TokenWindows tokens;
+  tokens.seqlen = kSeqlen;
+  tokens.ids.resize(2 * kSeqlen);
+  FinalWeights before;
+  before.norm.gain = at::ones({kHidden});
+  HeldOutLoss loss(tokens, 1, 2, at::kCPU);
+  const at::Tensor hidden = at::ones({kSeqlen, kHidden});
+  const at::Tensor overflown =
+      at::full({kSeqlen, kHidden}, std::numeric_limits<double>::infinity());
+  loss.add(testing::tiny_llama(), at::zeros({kVocab, kHidden}), before, 0, {overflown, hidden});
+  EXPECT_FALSE(std::isfinite(loss.losses()[0]));
+  EXPECT_NEAR(loss.losses()[1], std::log(double(kVocab)), 1e-6);
 }
 
 TEST(HiddenError, IsRelativeToTheDenseModel) {

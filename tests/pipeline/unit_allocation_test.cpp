@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
+#include "stages/errors.h"
 #include "stages/units/targeted_units.h"
 #include "tests/support/tiny_llama.h"
 
@@ -78,6 +81,16 @@ TEST(UnitAllocation, TheHalfThatIsMissedMostGivesLeast) {
   EXPECT_EQ(recipe.prune.allocation, Allocation::kUniform);
   EXPECT_EQ(found.at("halves").size(), 4);
   EXPECT_EQ(found.at("halves")[0].at("sparsity"), 0.25);
+}
+
+TEST(UnitAllocation, ATrialThatOverflowedEndsNothing) {
+  Recipe recipe = units_recipe(Allocation::kMeasured);
+  const auto trials = unit_trials(testing::tiny_llama(2), recipe);
+  const double overflow = std::numeric_limits<double>::quiet_NaN();
+  const auto found = allocate_by_losses(trials, {overflow, 1.1, 1.1, 1.1}, 1.0, recipe);
+  EXPECT_EQ(shares(recipe).front(), 0.25);  // the other block keeps its last head only
+  EXPECT_TRUE(found.at("halves")[0].at("loss").is_null());
+  EXPECT_THROW(allocate_by_losses(trials, {2, 1, 1, 1}, overflow, recipe), NumericalError);
 }
 
 TEST(UnitAllocation, OneBudgetForNeuronsAndHeads) {

@@ -4,11 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 namespace coppice {
 namespace {
 
 using nlohmann::json;
 using ::testing::EndsWith;
+using ::testing::HasSubstr;
 
 WindowReport attention_window() {
   WindowReport window;
@@ -49,6 +52,15 @@ TEST(RunReport, BlockTellsWindowsLinearsAndWhatWasTrained) {
                 {"name": "o.weight", "method": "wanda", "sparsity": 0.25, "weights": 100, "pattern": "2:4",
                  "fallback": "too flat"}],
     "trained": ["q.weight", "o.weight"]})"));
+}
+
+TEST(RunReport, LossesThatOverflowedAreNullLikeThoseOfTheJournal) {
+  Variant variant = two_linears_one_window();
+  variant.windows[0].validation_pruned = variant.windows[0].validation_reconstructed =
+      std::numeric_limits<double>::quiet_NaN();
+  const json report = block_report(0, "", variant);
+  EXPECT_EQ(report, json::parse(report.dump()));
+  EXPECT_THAT(block_line(report, 2), HasSubstr("held-out loss nan -> nan"));
 }
 
 TEST(RunReport, BlockWithNothingDoneHasListsAllTheSame) {

@@ -57,6 +57,25 @@ TEST(SweepTable, CsvHasAColumnAKeyAndQuotesCommas) {
             "wanda_all,wanda,\"up,down\",0.5,4.25,,,,0,1\n");
 }
 
+TEST(SweepTable, WhatOverflowsIsWorseThanAnything) {
+  const json judged = {{"metric", "next-token loss"}, {"dense", 3.0}, {"losses", {nullptr, 9.5}}};
+  const json overflown = sweep_table(
+      {}, {{"first", {}, json::array({block(0.5, 2, 1)})}, {"second", {}, json::array()}}, judged);
+  EXPECT_EQ(overflown.at("best"), "second");
+  EXPECT_TRUE(overflown.at("rows")[0].at("held_out_loss").is_null());
+  EXPECT_THAT(sweep_csv(overflown), HasSubstr("first,0.5,,2,1,0.5,1.5,0\n"));
+  EXPECT_THAT(sweep_text(overflown), HasSubstr("overflow"));
+}
+
+TEST(SweepTable, AWindowThatOverflowedIsToldAsUnknown) {
+  json blocks = json::array({block(0.5, 2, 1), block(0.5, 2, 1)});
+  blocks[1]["windows"][0]["validation_pruned"] = nullptr;  // as the journal gives it back
+  blocks[1]["windows"][0]["validation_reconstructed"] = nullptr;
+  const SweepRow row("name", {}, blocks);
+  EXPECT_TRUE(row.sums.at("held_out_pruned").is_null());
+  EXPECT_TRUE(row.sums.at("held_out_ratio").is_null());
+}
+
 TEST(SweepTable, TextMarksTheBestAndTellsTheDenseModel) {
   const std::string text = sweep_text(table());
   EXPECT_THAT(text, HasSubstr("* wanda"));

@@ -57,6 +57,12 @@ TEST(UnitBudget, ALossNearNothingCountsAsAShareOfTheMean) {
   EXPECT_EQ(steps[0] + steps[1], 500);
 }
 
+TEST(UnitBudget, WhatOverflowedGoesLast) {
+  const double overflow = std::numeric_limits<double>::infinity();
+  EXPECT_THAT(steps_by_loss({group(10), group(10), group(10)}, {overflow, 1, 1}, 0.4),
+              ElementsAre(0, 6, 6));
+}
+
 TEST(UnitBudget, TheLastStepStays) {
   EXPECT_THAT(steps_by_loss({group(4), group(4, 2), group(1)}, {1, 1, 1}, 0.99),
               ElementsAre(3, 1, 0));
