@@ -56,25 +56,27 @@ double microseconds(Trace::Clock::duration time) {
 // Perfetto shows what overlaps among the rows of its process only where the id says that it is.
 json of_this_process(uint64_t id) { return {{"local", fmt::format("{:#x}", id)}}; }
 
-UniqueFd create(const std::filesystem::path& path) {
-  UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (file.get() < 0) throw IoError("create trace", path.string(), errno);
-  return file;
+void require_can_be_made(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path) || !path.has_filename()) {
+    throw IoError("create trace", path.string(), EISDIR);
+  }
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  const bool can_be_made = std::filesystem::exists(path)
+                               ? ::access(path.c_str(), W_OK) == 0
+                               : ::access(parent.c_str(), W_OK | X_OK) == 0;
+  if (!can_be_made) throw IoError("create trace", path.string(), errno);
 }
 
 }  // namespace
 
 Trace::Trace(std::filesystem::path path, std::function<void(const std::string&)> note)
-    : path_(std::move(path)), file_(create(path_)) {
-  std::lock_guard lock(mutex_);
-  append(metadata("process_name", 0, {{"name", "coppice"}}));
-  flush();
-  if (refusal_ != 0) throw IoError("write trace", path_.string(), refusal_);
-  note_ = std::move(note);
+    : path_(std::move(path)), note_(std::move(note)) {
+  require_can_be_made(path_);
 }
 
 Trace::~Trace() {
   std::lock_guard lock(mutex_);
+  if (is_empty_) return;
   unwritten_ += "\n]\n";
   flush();
 }
@@ -158,18 +160,27 @@ void Trace::name_lane(Track track, int lane) {
   append(metadata("thread_sort_index", tid, {{"sort_index", tid}}));
 }
 
-// The separator comes before an event, so that what is in the file always ends with one.
 void Trace::append(const json& event) {
   if (refusal_ != 0) return;
-  unwritten_ += is_empty_ ? "[\n" : ",\n";
-  is_empty_ = false;
-  unwritten_ += json_text(event);
+  if (is_empty_) add_line(metadata("process_name", 0, {{"name", "coppice"}}));
+  add_line(event);
   if (++unwritten_events_ >= kEventsPerWrite || Clock::now() - flushed_ >= kLongestUnwritten) {
     flush();
   }
 }
 
+// The separator comes before an event, so that what is in the file always ends with one.
+void Trace::add_line(const json& event) {
+  unwritten_ += is_empty_ ? "[\n" : ",\n";
+  is_empty_ = false;
+  unwritten_ += json_text(event);
+}
+
 void Trace::flush() {
+  if (refusal_ == 0 && file_.get() < 0) {
+    file_ = UniqueFd(::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    if (file_.get() < 0) refuse("create trace");
+  }
   size_t written = 0;
   while (refusal_ == 0 && written < unwritten_.size()) {
     const ssize_t count =
@@ -177,14 +188,19 @@ void Trace::flush() {
     if (count > 0) {
       written += size_t(count);
     } else if (count < 0 && errno != EINTR) {
-      refusal_ = errno;
-      const IoError error("write trace", path_.string(), refusal_);
-      if (note_) note_(fmt::format("{}; the run goes on without it", error.what()));
+      refuse("write trace");
     }
   }
   unwritten_.clear();
   unwritten_events_ = 0;
   flushed_ = Clock::now();
+}
+
+// What failed last ends the trace.
+void Trace::refuse(const char* operation) {
+  refusal_ = errno;
+  const IoError error(operation, path_.string(), refusal_);
+  if (note_) note_(fmt::format("{}; the run goes on without it", error.what()));
 }
 
 std::unique_ptr<Trace> make_trace(const std::filesystem::path& path,

@@ -42,10 +42,12 @@ class Trace {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// Makes or replaces the file. Throws IoError. A write that is refused later ends the trace, not
-  /// the run: `note` is told once, on the thread at hand, and must not come back here.
+  /// The first event makes or replaces the file: a command that is refused, or that finds nothing
+  /// to do, leaves an earlier one's. Throws IoError where no file could be made. A write that is
+  /// refused later ends the trace, not the run: `note` is told once, on the thread at hand, and
+  /// must not come back here.
   explicit Trace(std::filesystem::path path, std::function<void(const std::string&)> note = {});
-  ~Trace();  // writes what is left and the bracket
+  ~Trace();  // writes what is left and the bracket, if something happened
   Trace(const Trace&) = delete;
   Trace& operator=(const Trace&) = delete;
 
@@ -68,11 +70,13 @@ class Trace {
 
   void name_lane(Track track, int lane);
   void append(const nlohmann::json& event);
+  void add_line(const nlohmann::json& event);
   void flush();
+  void refuse(const char* operation);
 
   std::filesystem::path path_;
   std::function<void(const std::string&)> note_;
-  UniqueFd file_;
+  UniqueFd file_;  // none before the first event
   Clock::time_point origin_ = Clock::now();
   std::mutex mutex_;  // of all below
   std::vector<std::vector<Lane>> lanes_;

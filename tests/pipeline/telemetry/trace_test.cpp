@@ -22,7 +22,6 @@ namespace {
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
 
 class TraceTest : public ::testing::Test {
@@ -179,9 +178,16 @@ TEST_F(TraceTest, WhatIsInTheFileBeforeTheEndLoadsOnceItIsClosed) {
   EXPECT_GT(prefix.size(), 4096u);
 }
 
-TEST_F(TraceTest, AnEmptyTraceLoads) {
+TEST_F(TraceTest, WhereNothingHappensAnEarlierTimelineStays) {
   { Trace trace(path_); }
-  EXPECT_THAT(of_kind("X"), IsEmpty());
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  {
+    Trace trace(path_);
+    const TraceSlice slice(&trace, Track::kCompute, "slice");
+  }
+  const std::string before = text();
+  { Trace trace(path_); }
+  EXPECT_EQ(text(), before);
 }
 
 TEST_F(TraceTest, NothingTracedIsNothingDone) {
@@ -210,7 +216,15 @@ TEST_F(TraceTest, APathThatCannotBeWrittenIsRefusedAtOnce) {
 }
 
 // /dev/full takes an opening and refuses every write.
-TEST_F(TraceTest, ADiskThatIsFullIsRefusedAtOnce) { EXPECT_THROW(Trace("/dev/full"), IoError); }
+TEST_F(TraceTest, ADiskThatIsFullEndsTheTraceAndNotTheRun) {
+  std::string told;
+  {
+    Trace trace("/dev/full", [&](const std::string& line) { told += line; });
+    const TraceSlice slice(&trace, Track::kCompute, "slice");
+  }
+  EXPECT_THAT(told, HasSubstr("/dev/full"));
+  EXPECT_THAT(told, HasSubstr("goes on without it"));
+}
 
 }  // namespace
 }  // namespace coppice
