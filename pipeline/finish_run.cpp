@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/space_guard.h"
 #include "pipeline/telemetry/json_text.h"
@@ -16,6 +18,13 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+
+constexpr const char* kRecipeFile = "recipe.yaml";
+constexpr const char* kLayersFile = "coppice_layers.csv";
+constexpr const char* kReportFile = "coppice_report.json";
+constexpr const char* kCardFile = "README.md";
+constexpr const char* kSweepTableFile = "sweep.csv";
+constexpr const char* kSweepReportFile = "sweep_report.json";
 
 json report_head(const StoredRun& run, size_t recipe) {
   const auto& [context, options, outputs, recipes, plan_inputs, measured] = run;
@@ -66,12 +75,12 @@ json complete(const StoredRun& run, size_t recipe, const json& totals) {
                             [&] { output.directory.copy_side_files(); });
   }
   context.space.with_room(directory, 0, [&] {
-    write_file(directory / "recipe.yaml", write_recipe(asked));
-    write_file(directory / "coppice_layers.csv", layers_csv(blocks));
-    write_file(directory / "coppice_report.json", json_text(report, 2) + "\n");
+    write_file(directory / kRecipeFile, write_recipe(asked));
+    write_file(directory / kLayersFile, layers_csv(blocks));
+    write_file(directory / kReportFile, json_text(report, 2) + "\n");
     if (!output.is_written) return;
     const fs::path base_card = run.options.model / "README.md";
-    write_file(directory / "README.md",
+    write_file(directory / kCardFile,
                model_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
     if (asked.prune.export_masks) output.directory.write_masks_index();
     output.directory.write_index();
@@ -83,8 +92,8 @@ json write_sweep(const StoredRun& run, const std::vector<SweepRow>& rows, const 
   json table = sweep_table(run.options.sweep->keys, rows, run.context.state.judged());
   table["totals"] = totals;
   run.context.space.with_room(run.options.output, 0, [&] {
-    write_file(run.options.output / "sweep.csv", sweep_csv(table));
-    write_file(run.options.output / "sweep_report.json", json_text(table, 2) + "\n");
+    write_file(run.options.output / kSweepTableFile, sweep_csv(table));
+    write_file(run.options.output / kSweepReportFile, json_text(table, 2) + "\n");
   });
   return table;
 }
@@ -96,17 +105,6 @@ void note_a_budget_that_was_exceeded(const StoredRun& run) {
   run.context.progress.note(fmt::format("--ram-budget was exceeded: {} of {}; the plan counted {}",
                                         human_bytes(double(peak)), human_bytes(double(ram.limit)),
                                         human_bytes(double(ram.bytes()))));
-}
-
-// What cannot be removed costs room, and the run is finished all the same.
-void remove_scratch(const fs::path& work) {
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(work, ignored)) {
-    const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
-    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path(), ignored);
-  }
-  fs::remove(unit_saliency_path(work), ignored);
-  fs::remove_all(work / "tokens", ignored);
 }
 
 }  // namespace
@@ -123,12 +121,41 @@ json finish_run(const StoredRun& run) {
   }
   if (run.options.sweep) result = write_sweep(run, rows, totals);
   run.context.space.with_room(run.options.work, 0, [&] {
-    write_file(run.options.work / "coppice_report.json", json_text(result, 2) + "\n");
+    write_file(run.options.work / kReportFile, json_text(result, 2) + "\n");
     run.context.state.record_finished();
   });
   remove_scratch(run.options.work);
   note_a_budget_that_was_exceeded(run);  // reports have been made, too
   return result;
+}
+
+bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs) {
+  std::vector<fs::path> files;
+  for (size_t recipe = 0; recipe < outputs.size(); ++recipe) {
+    const OutputDirectory& directory = outputs[recipe].directory;
+    std::vector<const char*> names = {kRecipeFile, kLayersFile, kReportFile};
+    if (outputs[recipe].is_written) {
+      if (!directory.is_complete(options.recipes[recipe].recipe.prune.export_masks)) return false;
+      names.push_back(kCardFile);
+    }
+    for (const char* name : names) files.push_back(directory.path() / name);
+  }
+  if (options.sweep) {
+    files.push_back(options.output / kSweepTableFile);
+    files.push_back(options.output / kSweepReportFile);
+  }
+  return std::all_of(files.begin(), files.end(),
+                     [](const fs::path& file) { return fs::exists(file); });
+}
+
+void remove_scratch(const fs::path& work) {
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(work, ignored)) {
+    const bool is_held_out = entry.path().filename().string().starts_with("held_out.");
+    if (entry.path().extension() == ".h5" || is_held_out) fs::remove(entry.path(), ignored);
+  }
+  fs::remove(unit_saliency_path(work), ignored);
+  fs::remove_all(work / "tokens", ignored);
 }
 
 }  // namespace coppice

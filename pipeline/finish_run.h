@@ -25,4 +25,11 @@ struct StoredRun {
 /// the sweep. Waits for room where a disk is full, until a signal.
 nlohmann::json finish_run(const StoredRun& run);
 
+/// Whether what finish_run() wrote is still there. Blocks and masks are known to RunState.
+bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs);
+
+/// What is of no use once a run is finished: hidden states, scores, tokens. What cannot be removed
+/// costs room and nothing else.
+void remove_scratch(const std::filesystem::path& work);
+
 }  // namespace coppice

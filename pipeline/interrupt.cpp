@@ -32,25 +32,27 @@ void install(void (*handler)(int), int flags) {
   }
 }
 
-void listen(InterruptGuard::Earlier earlier) {
-  if (earlier == InterruptGuard::Earlier::kForget) was_requested = false;
-  install(on_signal, SA_RESTART | int(SA_RESETHAND));
-}
+int num_guards = 0;  // that live
 
 }  // namespace
 
-InterruptGuard::InterruptGuard(Earlier earlier) { listen(earlier); }
+// After a signal the default effect is back: an inner guard does not take it away.
+InterruptGuard::InterruptGuard() {
+  if (num_guards++ > 0) return;
+  was_requested = false;
+  install(on_signal, SA_RESTART | int(SA_RESETHAND));
+}
 
-InterruptGuard::InterruptGuard(BlockGraph& graph) {
-  interruptible = &graph;  // before a signal can come
-  listen(Earlier::kForget);
+InterruptGuard::InterruptGuard(BlockGraph& graph) : InterruptGuard() {
+  interruptible = &graph;
+  if (was_requested) graph.stop();  // it came before there was a graph
 }
 
 bool InterruptGuard::requested() { return was_requested; }
 
 InterruptGuard::~InterruptGuard() {
-  install(SIG_DFL, 0);
   interruptible = nullptr;
+  if (--num_guards == 0) install(SIG_DFL, 0);
 }
 
 }  // namespace coppice

@@ -14,12 +14,11 @@ class Interrupted : public std::runtime_error {
 };
 
 /// While it lives, the signals stop `graph`, or are only remembered for who asks requested(); a
-/// second signal has its default effect. One at a time.
+/// second signal has its default effect. They may be nested, on one thread: an inner one adds its
+/// graph, which is stopped at once if a signal came before. The outermost forgets earlier signals.
 class InterruptGuard {
  public:
-  /// Whether a signal that came before it, while another lived, still counts as requested.
-  enum class Earlier { kForget, kKeep };
-  explicit InterruptGuard(Earlier earlier = Earlier::kForget);
+  InterruptGuard();
   explicit InterruptGuard(BlockGraph& graph);
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;

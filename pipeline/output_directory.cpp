@@ -8,6 +8,7 @@
 #include "configs/errors.h"        // ConfigError
 #include "pipeline/mask_source.h"  // bitmask_name
 #include "stages/units/slice.h"
+#include "storage/errors.h"  // IoError, CorruptionError
 
 namespace coppice {
 namespace {
@@ -117,6 +118,18 @@ void require_no_unknown_in_blocks(const SourceModel& model) {
 void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
   const at::Tensor host = tensor.to(at::kCPU).contiguous();
   std::memcpy(destination.data(), host.const_data_ptr(), destination.size());
+}
+
+/// Whether there is a checkpoint whose index and headers agree.
+bool opens(const fs::path& directory) {
+  try {
+    const CheckpointReader reader(directory);
+    return true;
+  } catch (const IoError&) {
+    return false;
+  } catch (const CorruptionError&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -317,8 +330,11 @@ uint64_t OutputDirectory::side_bytes() const {
   return bytes;
 }
 
-bool OutputDirectory::has_index() const {
-  return fs::exists(path_ / "model.safetensors.index.json");
+bool OutputDirectory::is_complete(bool has_masks) const {
+  const std::vector<fs::path> beside = side_files(model_.checkpoint.directory());
+  return std::all_of(beside.begin(), beside.end(),
+                     [this](const fs::path& file) { return fs::exists(path_ / file); }) &&
+         opens(path_) && (!has_masks || opens(path_ / "masks"));
 }
 
 void OutputDirectory::write_index() const {

@@ -84,7 +84,9 @@ class OutputDirectory {
 
   /// Last: from here on the directory loads.
   void write_index() const;
-  bool has_index() const;
+  /// Whether the directory still loads: index, every shard with its header, what copy_side_files()
+  /// copies; and its masks, if it has them. Reads headers only.
+  bool is_complete(bool has_masks = false) const;
 
  private:
   std::vector<TensorSpec> specs_of(const Architecture& architecture, int block) const;

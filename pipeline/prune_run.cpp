@@ -90,7 +90,7 @@ PruneRun::PruneRun(const PruneRunOptions& options)
       progress_(options.verbosity),
       model_(open_source(options)),
       trace_((require_resumable(options.work, options.resume, options.resume_command),
-              check_output_directory(options.output, options.work, options.model),
+              check_output_directory(options.output, options.work, options.model, options.trace),
               make_trace(options.trace, [this](const auto& line) { progress_.note(line); }))),
       tokens_(calibration_windows({options.dataset, options.model, options.work / "tokens"},
                                   options.shared().calibration, model_.architecture)),
@@ -161,22 +161,20 @@ WorkLeft PruneRun::work_left() const {
   for (const fs::directory_entry& entry : fs::directory_iterator(options_.work)) {
     if (entry.path().extension() == ".h5") left.scratch_bytes += entry.file_size();
   }
-  left.scores_units =
-      wants_unit_saliency(options_.job().recipes) && !fs::exists(unit_saliency_path(options_.work));
+  left.scores_units = wants_unit_saliency(options_.job().recipes) && !state_->has_unit_scores();
   return left;
 }
 
 // Of a finished run somebody may have removed what it made: then that is made again.
 bool PruneRun::has_outputs() const {
   for (size_t recipe = 0; recipe < outputs_.size(); ++recipe) {
-    const RecipeOutput& output = outputs_[recipe];
-    if (!output.is_written) continue;
-    if (!state_->has_outer(recipe) || !output.directory.has_index()) return false;
+    if (!outputs_[recipe].is_written) continue;
+    if (!state_->has_outer(recipe)) return false;
     for (int block = 0; block < model_.architecture.num_blocks; ++block) {
       if (!state_->has_block(recipe, block)) return false;
     }
   }
-  return true;
+  return has_finished_files(options_, outputs_);
 }
 
 // What does not fit is refused before anything is measured, made or read.
@@ -242,7 +240,14 @@ RunResult PruneRun::execute() {
   for (const RecipeOutput& output : outputs_) directories.push_back(output.directory.path());
   state_ = std::make_unique<RunState>(options_.work, directories, fingerprint(), options_.resume,
                                       options_.resume_command);
-  if (state_->is_finished() && has_outputs()) return {RunOutcome::kAlreadyFinished, {}};
+  const InterruptGuard guard;  // from here on there is something to continue
+  if (state_->is_finished()) {
+    if (has_outputs()) {
+      remove_scratch(options_.work);
+      return {RunOutcome::kAlreadyFinished, {}};
+    }
+    state_->record_reopened();
+  }
   make_directories(options_.output);
   const UniqueFd lock =
       lock_output(options_.output, {options_.work, options_.trace}, state_->is_resumed());
@@ -257,10 +262,7 @@ RunResult PruneRun::execute() {
   plan_ = plan_run(*plan_inputs_);
   limit_heap_to_plan();
   stream_start_ = Clock::now();
-  {
-    const InterruptGuard guard;  // a wait for room can be ended
-    copy_outer(left);
-  }
+  copy_outer(left);
   if (InterruptGuard::requested()) return {RunOutcome::kInterrupted, {}};
   machine_.read_often(planner_.files());
   const uint64_t shard_bytes =
@@ -290,7 +292,6 @@ RunResult PruneRun::execute() {
     return {RunOutcome::kInterrupted, {}};
   }
   // A signal in the last block ends no work, but a wait for room, and who runs trials asks for it.
-  const InterruptGuard guard(InterruptGuard::Earlier::kKeep);
   return {RunOutcome::kFinished,
           finish_run({context, options_, outputs_, recipes_, *plan_inputs_, totals(context)})};
 }

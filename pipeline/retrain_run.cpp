@@ -75,6 +75,8 @@ class RetrainRun {
   void tell(int64_t step_before, size_t evaluations_before);
   json write_blocks();
   json finish();
+  bool has_outputs() const;
+  void remove_scratch();
   json report_head() const;
   double trained_seconds() const { return state_->seconds() + seconds_; }
 
@@ -184,7 +186,6 @@ void RetrainRun::tell(int64_t step_before, size_t evaluations_before) {
 
 // False: a signal came, and the state is saved.
 bool RetrainRun::train() {
-  const InterruptGuard guard;
   const auto stop = [] { return InterruptGuard::requested(); };
   const int64_t steps = trainer_->num_steps();
   const int64_t lines = std::min(steps, kMostLines);
@@ -270,8 +271,20 @@ json RetrainRun::finish() {
   write_file(options_.work / "coppice_report.json", json_text(report, 2) + "\n");
   output_.write_index();
   state_->record_finished();
-  fs::remove_all(options_.work / "tokens");
+  remove_scratch();
   return report;
+}
+
+// Of a finished run somebody may have removed what it made: then that is made again.
+bool RetrainRun::has_outputs() const {
+  return output_.is_complete() && fs::exists(options_.output / "README.md") &&
+         fs::exists(options_.output / "coppice_report.json");
+}
+
+void RetrainRun::remove_scratch() {
+  state_->remove_saved();
+  std::error_code ignored;
+  fs::remove_all(options_.work / "tokens", ignored);
 }
 
 RunResult RetrainRun::execute() {
@@ -281,7 +294,14 @@ RunResult RetrainRun::execute() {
   device_->executor().run([this] { load(); });  // what is refused there leaves no journal behind
   state_ = std::make_unique<RetrainState>(options_.work, options_.output, fingerprint(),
                                           options_.resume, options_.resume_command);
-  if (state_->is_finished() && output_.has_index()) return {RunOutcome::kAlreadyFinished, {}};
+  const InterruptGuard guard;  // from here on there is something to continue
+  if (state_->is_finished()) {
+    if (has_outputs()) {
+      remove_scratch();
+      return {RunOutcome::kAlreadyFinished, {}};
+    }
+    state_->record_reopened();
+  }
   remove_unfinished(options_.work);
   bool is_trained = false;
   device_->executor().run([&] {

@@ -48,13 +48,6 @@ RetrainProgress progress_of(const json& record) {
   return progress;
 }
 
-bool is_whole(const fs::path& path, const json& file) {
-  std::error_code error;
-  const auto bytes = fs::file_size(path, error);
-  return !error && bytes == file.at("bytes").get<uint64_t>() &&
-         hash_file(path).xxh3_128 == file.at("xxh3_128").get<std::string>();
-}
-
 }  // namespace
 
 RetrainState::RetrainState(fs::path work_directory, const fs::path& output,
@@ -75,8 +68,8 @@ RetrainState::RetrainState(fs::path work_directory, const fs::path& output,
     } else if (record.type == "state") {
       number_ = payload.at("number");
       if (is_whole(path_of(payload), payload.at("file"))) saved_ = payload;
-    } else if (record.type == "done") {
-      is_finished_ = true;
+    } else if (record.type == "done" || record.type == "reopened") {
+      is_finished_ = record.type == "done";
     }
   }
   remove_others();
@@ -114,7 +107,17 @@ void RetrainState::save(const Retrainer& trainer, double seconds) {
 void RetrainState::record_finished() {
   journal_->append({"done", 1, "{}"});
   is_finished_ = true;
+  remove_saved();
+}
+
+void RetrainState::record_reopened() {
+  journal_->append({"reopened", 1, "{}"});
+  is_finished_ = false;
+}
+
+void RetrainState::remove_saved() {
   if (saved_) fs::remove(path_of(*saved_));
+  saved_.reset();
 }
 
 }  // namespace coppice

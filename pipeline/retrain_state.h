@@ -38,7 +38,12 @@ class RetrainState {
   /// device's thread. Throws IoError.
   void save(const Retrainer& trainer, double seconds);
 
+  /// Removes what was saved, too.
   void record_finished();
+  /// A finished run makes again what somebody removed: until then it is not finished.
+  void record_reopened();
+  /// Of no use once the run is finished.
+  void remove_saved();
 
  private:
   void remove_others() const;

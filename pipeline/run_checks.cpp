@@ -277,7 +277,8 @@ void require_nothing_beside(const fs::path& output, const std::vector<fs::path>&
 
 }  // namespace
 
-void check_output_directory(const fs::path& output, const fs::path& work, const fs::path& model) {
+void check_output_directory(const fs::path& output, const fs::path& work, const fs::path& model,
+                            const fs::path& trace) {
   if (fs::weakly_canonical(output) == fs::weakly_canonical(model)) {
     throw ConfigError(fmt::format(
         "--output-dir: {}: that is the model itself, which is never written to", output.string()));
@@ -288,7 +289,7 @@ void check_output_directory(const fs::path& output, const fs::path& work, const 
         "place of its own",
         work.string()));
   }
-  if (!fs::exists(work / "journal.bin")) require_nothing_beside(output, {work});
+  if (!fs::exists(work / "journal.bin")) require_nothing_beside(output, {work, trace});
 }
 
 UniqueFd lock_output(const fs::path& output, const std::vector<fs::path>& ours, bool is_resumed) {

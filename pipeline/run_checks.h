@@ -30,10 +30,12 @@ void check_positions(const Architecture& architecture, int64_t seqlen);
 void require_next_token(const std::filesystem::path& directory, const Architecture& architecture,
                         const std::string& what);
 
-/// Throws ConfigError unless the output directory is absent or empty, or `work` holds a run, whose
-/// directory it then has to be (see RunState). Neither is the other, nor the model.
+/// Throws ConfigError unless the output directory is absent or empty, but for the work directory
+/// and the timeline, or `work` holds a run, whose directory it then has to be (see RunState).
+/// Neither is the other, nor the model. `trace` may be empty.
 void check_output_directory(const std::filesystem::path& output, const std::filesystem::path& work,
-                            const std::filesystem::path& model);
+                            const std::filesystem::path& model,
+                            const std::filesystem::path& trace = {});
 
 /// Keeps other runs from writing to the output directory, which exists, as long as what it returns
 /// lives; on a file system that knows no locks nothing does. A run that begins finds it empty, but

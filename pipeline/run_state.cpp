@@ -5,7 +5,7 @@
 
 #include "configs/errors.h"  // ConfigError
 #include "pipeline/telemetry/json_text.h"
-#include "storage/io/file.h"  // make_directories
+#include "storage/io/file.h"  // make_directories, hash_file
 
 namespace coppice {
 namespace {
@@ -17,10 +17,22 @@ json as_json(const FileRecord& file) {
   return {{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}};
 }
 
-bool is_there(const fs::path& directory, const json& file) {
+fs::path path_of(const fs::path& directory, const json& file) {
+  return directory / file.at("name").get<std::string>();
+}
+
+bool has_its_size(const fs::path& path, const json& file) {
   std::error_code error;
-  const auto bytes = fs::file_size(directory / file.at("name").get<std::string>(), error);
+  const auto bytes = fs::file_size(path, error);
   return !error && bytes == file.at("bytes").get<uint64_t>();
+}
+
+bool is_there(const fs::path& directory, const json& file) {
+  return has_its_size(path_of(directory, file), file);
+}
+
+bool is_whole_in(const fs::path& directory, const json& file) {
+  return is_whole(path_of(directory, file), file);
 }
 
 Boundary boundary_of(const json& payload) {
@@ -40,6 +52,11 @@ bool holds_more_than_tokens(const fs::path& directory) {
 }
 
 }  // namespace
+
+bool is_whole(const fs::path& path, const json& file) {
+  return has_its_size(path, file) &&
+         hash_file(path).xxh3_128 == file.at("xxh3_128").get<std::string>();
+}
 
 json canonical(const std::vector<fs::path>& directories) {
   json paths = json::array();
@@ -123,7 +140,7 @@ void RunState::take(const std::string& type, const json& payload, const Fingerpr
   } else if (type == "boundary") {
     if (is_there(work_directory_, payload.at("file"))) boundaries_.insert(boundary_of(payload));
   } else if (type == "held out") {
-    if (is_there(work_directory_, payload.at("file"))) {
+    if (is_whole_in(work_directory_, payload.at("file"))) {
       held_out_.insert(payload.at("half").get<int>());
     }
   } else if (type == "block") {
@@ -137,8 +154,10 @@ void RunState::take(const std::string& type, const json& payload, const Fingerpr
     surveys_[payload.at("block").get<int>()] = payload.at("found");
   } else if (type == "judged") {
     judged_ = payload;
-  } else if (type == "done") {
-    is_finished_ = true;
+  } else if (type == "unit scores") {
+    has_unit_scores_ = is_whole_in(work_directory_, payload.at("file"));
+  } else if (type == "done" || type == "reopened") {
+    is_finished_ = type == "done";
   }
 }
 
@@ -185,6 +204,17 @@ void RunState::record_judged(const json& losses) {
   append("judged", losses);
   std::lock_guard lock(mutex_);
   judged_ = losses;
+}
+
+void RunState::record_unit_scores(const FileRecord& file) {
+  append("unit scores", {{"file", as_json(file)}});
+  has_unit_scores_ = true;
+}
+
+void RunState::record_reopened() {
+  append("reopened", json::object());
+  std::lock_guard lock(mutex_);
+  is_finished_ = false;
 }
 
 void RunState::record_finished() {

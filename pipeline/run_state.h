@@ -30,6 +30,9 @@ void require_resumable(const std::filesystem::path& work_directory, Resume resum
 void require_same_run(const std::filesystem::path& work_directory, const Fingerprint& started_with,
                       const Fingerprint& fingerprint);
 
+/// Whether the file is there with the bytes of its record {bytes, xxh3_128}. Reads all of it.
+bool is_whole(const std::filesystem::path& path, const nlohmann::json& file);
+
 /// Of each, what it is called whatever the current directory, as a journal gives it back.
 nlohmann::json canonical(const std::vector<std::filesystem::path>& directories);
 
@@ -37,7 +40,8 @@ class RunState {
  public:
   /// Opens or starts the run in `work_directory`. Throws ConfigError if there is a run already and
   /// `resume` is kNo (names `resume_command`), or if its fingerprint differs (names the keys).
-  /// Records whose files are absent or of another size do not count: that work is done again.
+  /// Records whose files are absent or of another size do not count, nor those of held-out windows
+  /// and unit scores whose files are damaged: that work is done again.
   /// `output_directories`: by recipe, where its shards go. Throws ConfigError if one is neither
   /// empty, nor where the run was started, nor holds what the run made.
   RunState(const std::filesystem::path& work_directory,
@@ -60,6 +64,7 @@ class RunState {
     const std::lock_guard lock(mutex_);
     return held_out_.contains(half);
   }
+  bool has_unit_scores() const { return has_unit_scores_; }
   /// By block, what record_block was given.
   const std::map<int, nlohmann::json>& block_reports(size_t recipe) const {
     return blocks_.at(recipe);
@@ -77,7 +82,10 @@ class RunState {
   void record_survey(int block, const nlohmann::json& found);
   void record_held_out(int half, const FileRecord& file);
   void record_judged(const nlohmann::json& losses);
+  void record_unit_scores(const FileRecord& file);
   void record_finished();
+  /// A finished run makes again what somebody removed: until then it is not finished.
+  void record_reopened();
 
  private:
   void require_own_outputs(const nlohmann::json& outputs) const;
@@ -95,6 +103,7 @@ class RunState {
   std::set<Boundary> boundaries_;
   std::set<int> held_out_;  // half-blocks
   std::set<size_t> outer_;  // recipes
+  bool has_unit_scores_ = false;
   bool is_finished_ = false;
   bool is_resumed_ = false;
 };

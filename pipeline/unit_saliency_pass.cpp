@@ -75,7 +75,7 @@ fs::path unit_saliency_path(const fs::path& work) { return work / "unit_scores.s
 
 std::optional<NamedTensors> unit_saliency_pass(PassContext& context) {
   const fs::path path = unit_saliency_path(context.work);
-  if (fs::exists(path)) return read_tensors(path);
+  if (context.state.has_unit_scores()) return read_tensors(path);
   limit_heap(context.plan.ram.limit, 0);  // of what is mapped later, nothing is yet
   const auto start = std::chrono::steady_clock::now();
   std::optional<NamedTensors> scores;
@@ -84,7 +84,9 @@ std::optional<NamedTensors> unit_saliency_pass(PassContext& context) {
   if (!scores) return std::nullopt;
   uint64_t bytes = 0;
   for (const auto& [name, tensor] : *scores) bytes += tensor.nbytes();
-  context.space.with_room(context.work, bytes, [&] { write_tensors(path, *scores); });
+  FileRecord file;
+  context.space.with_room(context.work, bytes, [&] { file = write_tensors(path, *scores); });
+  context.space.with_room(context.work, 0, [&] { context.state.record_unit_scores(file); });
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const Cost cost = cost_of(context.model.architecture, context.tokens.count(),

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 import unittest
 from pathlib import Path
 
@@ -117,6 +118,60 @@ class Night(ProgramTest):
         self.coppice(*self.arguments(self.dir / "golden", resume=True))
         self.assertEqual(shards(self.dir / "golden"), golden)
 
+    def test_whatever_was_removed_of_a_finished_output_is_made_again(self):
+        keys = {"nsamples": 8, "epochs": 1, "export_masks": "true"}
+        self.coppice(*self.arguments("out", **keys))
+        out = self.dir / "out"
+        whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for name in (
+            *("config.json", "recipe.yaml", "README.md", "model-00002-of-00004.safetensors"),
+            *("masks/model.safetensors.index.json", "masks/model-00002-of-00003.safetensors"),
+        ):
+            (out / name).unlink()
+            said = self.coppice(*self.arguments("out", resume=True, **keys)).stderr
+            self.assertNotIn("finished already", said, name)
+            for path, data in whole.items():
+                same = path.suffix in (".safetensors", ".yaml") or path.name == "config.json"
+                self.assertTrue(path.exists(), path)
+                self.assertTrue(not same or path.read_bytes() == data, path)
+        said = self.coppice(*self.arguments("out", resume=True, **keys)).stderr
+        self.assertIn("finished already", said)
+
+    def test_a_repair_that_was_killed_is_continued(self):
+        self.coppice(*self.arguments("out"))
+        (self.dir / "out" / "config.json").unlink()
+        for shard in (self.dir / "out").glob("model-*"):
+            shard.unlink()
+        self.killed("out", resume=True)
+        self.coppice(*self.arguments("out", resume=True))
+        self.assertTrue((self.dir / "out" / "config.json").exists())
+        self.assertEqual(shards(self.dir / "out"), self.golden())
+
+    def test_a_finished_run_leaves_no_scratch_behind(self):
+        keys = {"nsamples": 8, "epochs": 1}
+        self.coppice(*self.arguments("out", **keys))
+        # As if it had been killed behind its last record.
+        scratch = [self.dir / "out.work" / name for name in ("dense.2.h5", "held_out.2.safetensors")]
+        for path in scratch:
+            path.write_bytes(b"hidden states")
+        self.coppice(*self.arguments("out", resume=True, **keys))
+        self.assertFalse([path for path in scratch if path.exists()])
+
+    def test_a_signal_before_the_first_block_is_one_between_two(self):
+        process = subprocess.Popen(
+            [PROGRAM, *map(str, self.arguments("out", probe="true"))], text=True, cwd=self.dir,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.addCleanup(process.kill)
+        while not (self.dir / "out.work" / "journal.bin").exists():
+            time.sleep(0.001)
+        time.sleep(0.05)  # the disk, the codec and a product are being measured
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+        self.assertEqual(process.returncode, 130, said)
+        self.assertIn("--resume", said)
+        self.coppice(*self.arguments("out", probe="true", resume=True))
+
     def test_a_second_run_into_the_same_output_is_refused(self):
         process = self.started(self.arguments("out"))
         self.coppice(*self.arguments("out", work_dir="elsewhere"), expect=2)
@@ -128,10 +183,16 @@ class Night(ProgramTest):
         before = (self.dir / "trace.json").read_bytes()
         self.coppice(*self.arguments("out", nsamples=8, trace="trace.json"), expect=2)
         self.assertEqual((self.dir / "trace.json").read_bytes(), before)
+        keys = {"nsamples": 8, "trace": "trace.json", "resume": True}
+        self.coppice(*self.arguments("out", sparsity=0.7, **keys), expect=2)
+        self.coppice(*self.arguments("out", **keys))  # finished already
+        self.assertEqual((self.dir / "trace.json").read_bytes(), before)
 
     def test_timeline_and_work_may_lie_in_the_output(self):
         (self.dir / "out").mkdir()
         keys = {"trace": "out/trace.json", "work_dir": "out/deep/work", "nsamples": 8}
+        (self.dir / "out" / "trace.json").write_text("[]")  # of an earlier try
+        self.coppice(*self.arguments("out", ram_budget="1MiB", **keys), expect=5)
         self.coppice(*self.arguments("out", **keys))
         self.assertTrue((self.dir / "out" / "model.safetensors.index.json").exists())
 

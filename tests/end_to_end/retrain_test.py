@@ -202,6 +202,10 @@ class RetrainResume(RetrainTest):
         self.assertIn("--resume", said)
         said = self.coppice(*self.arguments(pruned, "out", resume=True)).stderr
         self.assertIn("finished already", said)
+        golden = shards(self.dir / "out")
+        next((self.dir / "out").glob("model-*")).unlink()
+        self.coppice(*self.arguments(pruned, "out", resume=True))
+        self.assertEqual(shards(self.dir / "out"), golden)
 
 
 class RetrainBadInput(RetrainTest):

@@ -3,6 +3,7 @@ found by a pass before."""
 
 import csv
 import json
+import shutil
 import unittest
 
 import h5py
@@ -110,6 +111,9 @@ class Sweep(SweepTest):
             "--recipe", self.dir / "none" / best / "recipe.yaml",
         )  # fmt: skip
         self.assertEqual(shards(self.dir / "best"), shards(self.dir / "all" / best))
+        shutil.rmtree(self.dir / "none")
+        self.coppice(*self.arguments("none", grid, outputs="none", resume=True))
+        self.assertEqual(keep(self.rows("none")), keep(self.rows("all")))
 
     def test_recipes_from_files_are_named_by_them(self):
         (self.dir / "half.yaml").write_text("prune: {sparsity: 0.5}\n")

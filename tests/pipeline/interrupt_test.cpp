@@ -16,15 +16,32 @@ TEST(InterruptGuard, ASignalIsARequestThatOutlivesIt) {
   EXPECT_TRUE(InterruptGuard::requested());
 }
 
-TEST(InterruptGuard, TheNextOneForgetsItUnlessItIsToBeKept) {
+TEST(InterruptGuard, TheNextOneForgetsIt) {
   {
     const InterruptGuard guard;
     std::raise(SIGINT);
   }
-  { const InterruptGuard kept(InterruptGuard::Earlier::kKeep); }
-  EXPECT_TRUE(InterruptGuard::requested());
   const InterruptGuard forgets;
   EXPECT_FALSE(InterruptGuard::requested());
+}
+
+TEST(InterruptGuard, AnInnerOneForgetsNothingAndLeavesTheOuterListening) {
+  const InterruptGuard guard;
+  { const InterruptGuard inner; }
+  std::raise(SIGHUP);
+  const InterruptGuard inner;
+  EXPECT_TRUE(InterruptGuard::requested());
+}
+
+TEST(InterruptGuardDeathTest, ASecondSignalHasItsDefaultEffectInAnInnerOneToo) {
+  EXPECT_EXIT(
+      {
+        const InterruptGuard guard;
+        std::raise(SIGTERM);
+        const InterruptGuard inner;
+        std::raise(SIGTERM);
+      },
+      ::testing::KilledBySignal(SIGTERM), "");
 }
 
 TEST(InterruptGuardDeathTest, ASecondSignalHasItsDefaultEffect) {

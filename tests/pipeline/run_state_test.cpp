@@ -138,6 +138,37 @@ TEST_F(RunStateTest, TokensAloneAreNoRun) {
   EXPECT_FALSE(open(Resume::kNo).is_resumed());
 }
 
+TEST_F(RunStateTest, DamagedScratchDoesNotCount) {
+  {
+    RunState state = open(Resume::kNo);
+    state.record_held_out(2, write_file(dir_ / "work/held_out.2.safetensors", "abc"));
+    state.record_held_out(4, write_file(dir_ / "work/held_out.4.safetensors", "abc"));
+    state.record_unit_scores(write_file(dir_ / "work/unit_scores.safetensors", "abc"));
+    EXPECT_TRUE(state.has_unit_scores());
+  }
+  write_file(dir_ / "work/held_out.4.safetensors", "abd");
+  {
+    RunState state = open(Resume::kYes);
+    EXPECT_TRUE(state.has_held_out(2));
+    EXPECT_FALSE(state.has_held_out(4));
+    EXPECT_TRUE(state.has_unit_scores());
+  }
+  write_file(dir_ / "work/unit_scores.safetensors", "abd");
+  EXPECT_FALSE(open(Resume::kYes).has_unit_scores());
+}
+
+TEST_F(RunStateTest, AReopenedRunIsNotFinishedUntilItIsAgain) {
+  {
+    RunState state = open(Resume::kNo);
+    state.record_finished();
+    state.record_reopened();
+    EXPECT_FALSE(state.is_finished());
+  }
+  EXPECT_FALSE(open(Resume::kYes).is_finished());
+  open(Resume::kYes).record_finished();
+  EXPECT_TRUE(open(Resume::kYes).is_finished());
+}
+
 TEST_F(RunStateTest, FinishedRunSaysSo) {
   open(Resume::kNo).record_finished();
   EXPECT_TRUE(open(Resume::kYes).is_finished());
