@@ -46,9 +46,30 @@ Zeros zeros_of(const json& report) {
   return zeros;
 }
 
-std::string front_matter(const std::string& base_card, const std::string& base) {
+bool is_sliced(const json& prune) { return prune.value("structured_output", "masked") == "sliced"; }
+
+enum class Form { kDense, kSparse };
+
+std::string front_matter(const std::string& base_card, const std::string& base, Form form) {
   return "---\n" + copied_front_matter(base_card) +
-         fmt::format("base_model: {}\ntags:\n- pruned\n- sparse\n- coppice\n---\n\n", base);
+         fmt::format("base_model: {}\ntags:\n- pruned\n{}- coppice\n---\n\n", base,
+                     form == Form::kSparse ? "- sparse\n" : "");
+}
+
+// The report tells of tensors as they were before the cut: what it counts as zeros is not there.
+std::string removed_text(const json& prune, const Zeros& zeros) {
+  const std::string how =
+      fmt::format("{} {}", prune.at("method").get<std::string>(), pattern_text(prune));
+  if (is_sliced(prune) && prune.at("method") == "similarity") {
+    return fmt::format(
+        "{} matrices went with the blocks that were removed ({}). Embeddings, the head and the "
+        "other blocks are not pruned.",
+        zeros.matrices, how);
+  }
+  return fmt::format(
+      "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are {} ({}). "
+      "Embeddings, norms and the head are not pruned.",
+      100 * zeros.share(), zeros.matrices, is_sliced(prune) ? "cut out" : "exactly zero", how);
 }
 
 constexpr const char* kStoredZeros =
@@ -66,7 +87,7 @@ constexpr const char* kBlocksCutOut =
     "one.\n\n";
 
 std::string form_text(const json& prune) {
-  if (prune.value("structured_output", "masked") != "sliced") return kStoredZeros;
+  if (!is_sliced(prune)) return kStoredZeros;
   return prune.at("method") == "similarity" ? kBlocksCutOut : kCutOut;
 }
 
@@ -87,20 +108,46 @@ std::string made_by(const json& report) {
                      report.at("command").get<std::string>());
 }
 
+double share_of_zeros(const json& retrain) {
+  return retrain.at("zeros").get<double>() / retrain.at("weights").get<double>();
+}
+
+// What was cut out left no zeros, but some weights happen to be one.
+Form form_of(const json& retrain) {
+  return share_of_zeros(retrain) < 0.0005 ? Form::kDense : Form::kSparse;
+}
+
+std::string weights_text(const json& retrain) {
+  const auto matrices = retrain.at("matrices").get<int64_t>();
+  if (form_of(retrain) == Form::kDense) {
+    return fmt::format("The {} linears of the blocks are dense,", matrices);
+  }
+  return fmt::format("{:.1f} % of the weights of the {} linears of the blocks are exactly zero,",
+                     100 * share_of_zeros(retrain), matrices);
+}
+
+std::string training_text(const json& retrain, const json& recipe) {
+  const bool is_sparse = form_of(retrain) == Form::kSparse;
+  return fmt::format(
+      "{} were retrained on {} tokens of text by low-rank adapters (rank {}, alpha {}), merged {}: "
+      "held-out loss {:.4f} nats a token, {:.4f} before.\n\n",
+      is_sparse ? "The others" : "They", retrain.at("tokens_seen").get<int64_t>(),
+      recipe.at("rank").get<int>(), recipe.at("lora_alpha").get<double>(),
+      is_sparse ? "under the mask of the zeros" : "into them",
+      retrain.at("validation_retrained").get<double>(),
+      retrain.at("validation_pruned").get<double>());
+}
+
 }  // namespace
 
 std::string model_card(const json& report, const std::string& base_card) {
   const json& prune = report.at("recipe").at("prune");
   const json& reconstruct = report.at("recipe").at("reconstruct");
   const std::string base = report.at("model").at("path");
-  const Zeros zeros = zeros_of(report);
-  std::string card = front_matter(base_card, base);
+  std::string card = front_matter(base_card, base, is_sliced(prune) ? Form::kDense : Form::kSparse);
   card += fmt::format("# {}, pruned\n\n", base);
   card += fmt::format(
-      "{:.1f} % of the weights of the {} pruned matrices, averaged over them, are exactly zero ({} "
-      "{}). Embeddings, norms and the head are not pruned. Reconstruction: {}.\n\n",
-      100 * zeros.share(), zeros.matrices, prune.at("method").get<std::string>(),
-      pattern_text(prune),
+      "{} Reconstruction: {}.\n\n", removed_text(prune, zeros_of(report)),
       reconstruct.at("window") == "none"
           ? "none"
           : fmt::format(
@@ -121,27 +168,19 @@ std::string model_card(const json& report, const std::string& base_card) {
 
 std::string retrained_card(const json& report, const std::string& base_card) {
   const json& retrain = report.at("retrain");
-  const json& recipe = report.at("recipe").at("retrain");
   const std::string base = report.at("model").at("path");
-  std::string card = front_matter(base_card, base);
+  const Form form = form_of(retrain);
+  std::string card = front_matter(base_card, base, form);
   card += fmt::format("# {}, retrained\n\n", base);
-  card += fmt::format(
-      "{:.1f} % of the weights of the {} linears of the blocks are exactly zero, as they were in "
-      "{}, whose own card says how it was pruned. ",
-      100 * retrain.at("zeros").get<double>() / retrain.at("weights").get<double>(),
-      retrain.at("matrices").get<int64_t>(), base);
+  card += fmt::format("{} as they were in {}, whose own card says how it was pruned. ",
+                      weights_text(retrain), base);
   card += retrain.at("kept") == "pruned"
               ? fmt::format("Retraining brought nothing ({}): these are its weights.\n\n",
                             retrain.at("fallback").get<std::string>())
-              : fmt::format(
-                    "The others were retrained on {} tokens of text by low-rank adapters (rank {}, "
-                    "alpha {}), merged under the mask of the zeros: held-out loss {:.4f} nats a "
-                    "token, {:.4f} before.\n\n",
-                    retrain.at("tokens_seen").get<int64_t>(), recipe.at("rank").get<int>(),
-                    recipe.at("lora_alpha").get<double>(),
-                    retrain.at("validation_retrained").get<double>(),
-                    retrain.at("validation_pruned").get<double>());
-  card += kStoredZeros;
+              : training_text(retrain, report.at("recipe").at("retrain"));
+  card += form == Form::kSparse
+              ? kStoredZeros
+              : fmt::format("This checkpoint is as large as {} and loads like it.\n\n", base);
   card += made_by(report);
   card += "`coppice_report.json` holds every setting and seed, and the losses of every epoch.\n";
   return card;

@@ -72,6 +72,23 @@ TEST(ModelCard, CountsWeightsAndNotLinears) {
   EXPECT_THAT(model_card(unequal, ""), HasSubstr("\n43.8 % of the weights"));
 }
 
+TEST(ModelCard, UnitsThatWereCutOutAreNoZeros) {
+  json cut = report();
+  cut["recipe"]["prune"] = {
+      {"method", "flap"}, {"sparsity_type", "unstructured"}, {"structured_output", "sliced"}};
+  const std::string card = model_card(cut, "");
+  EXPECT_THAT(card,
+              AllOf(HasSubstr("\n50.0 % of the weights of the 3 pruned matrices, averaged "
+                              "over them, are cut out (flap whole neurons and heads)"),
+                    HasSubstr("Embeddings, norms and the head are not pruned"),
+                    HasSubstr("Removed neurons and heads are cut out"), Not(HasSubstr("zero"))));
+  EXPECT_THAT(front_matter(card), Not(HasSubstr("sparse")));
+  cut["recipe"]["prune"]["structured_output"] = "masked";
+  EXPECT_THAT(model_card(cut, ""),
+              AllOf(HasSubstr("are exactly zero (flap whole neurons and heads)"),
+                    HasSubstr("\n- sparse\n"), HasSubstr("The zeros are stored")));
+}
+
 TEST(ModelCard, SaysInWhichWindowsWeightsWereAdapted) {
   EXPECT_THAT(model_card(report(), ""), HasSubstr("adapted window by window (half-block, adamw)"));
 }
@@ -89,7 +106,7 @@ TEST(ModelCard, SaysWhatItWasMadeWith) {
                     HasSubstr("```\ncoppice run --model dense -o out\n```")));
 }
 
-json retrained_report(const char* kept, const char* fallback) {
+json retrained_report(const char* kept, const char* fallback, int zeros = 50) {
   return {{"version", "0.1.0"},
           {"command", "coppice retrain --model pruned -o out"},
           {"model", {{"path", "models/pruned"}}},
@@ -97,7 +114,7 @@ json retrained_report(const char* kept, const char* fallback) {
           {"retrain",
            {{"kept", kept},
             {"fallback", fallback},
-            {"zeros", 50},
+            {"zeros", zeros},
             {"weights", 80},
             {"matrices", 14},
             {"tokens_seen", 4096},
@@ -127,6 +144,16 @@ TEST(RetrainedCard, SaysWhereTheWeightsAreThoseOfThePrunedModel) {
   EXPECT_THAT(card, HasSubstr("Retraining brought nothing (it got worse)"));
 }
 
+TEST(RetrainedCard, OfAModelThatWasCutTellsOfNoZeros) {
+  const std::string card = retrained_card(retrained_report("retrained", "", /*zeros=*/0), "");
+  EXPECT_THAT(card, AllOf(HasSubstr("The 14 linears of the blocks are dense, as they were in "
+                                    "models/pruned"),
+                          HasSubstr("They were retrained on 4096 tokens"),
+                          HasSubstr("as large as models/pruned and loads like it"),
+                          Not(HasSubstr("zero")), Not(HasSubstr("the dense one"))));
+  EXPECT_THAT(front_matter(card), Not(HasSubstr("sparse")));
+}
+
 TEST(ModelCard, SaysWhatTheWeightsWereStoredAs) {
   json of_fp8 = report();
   const std::string note = "weights were FP8 with block scales; written as bf16";
@@ -141,8 +168,13 @@ TEST(ModelCard, LayersThatWentAreSaidToBeZeroOrCutOut) {
   EXPECT_THAT(model_card(layers, ""),
               AllOf(HasSubstr("similarity whole layers"), HasSubstr("The zeros are stored")));
   layers["recipe"]["prune"]["structured_output"] = "sliced";
-  EXPECT_THAT(model_card(layers, ""),
-              AllOf(HasSubstr("Removed blocks are cut out"), Not(HasSubstr("neurons"))));
+  EXPECT_THAT(
+      model_card(layers, ""),
+      AllOf(HasSubstr("\n3 matrices went with the blocks that were removed (similarity "
+                      "whole layers). Embeddings, the head and the other blocks are not "
+                      "pruned."),
+            HasSubstr("Removed blocks are cut out, norms and all"), Not(HasSubstr("neurons")),
+            Not(HasSubstr("zero")), Not(HasSubstr("norms and the head are not"))));
 }
 
 }  // namespace
