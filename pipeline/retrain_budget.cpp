@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "stages/model/half_cost.h"
+#include "stages/reconstruct.h"  // num_held_out
 #include "stages/retrain/next_token_loss.h"
 
 namespace coppice {
@@ -32,13 +33,19 @@ double block_bytes(const Architecture& architecture, const BatchShape& batch) {
   return 2 * batch.element * weights + 3 * 4 * largest + kept + passing;
 }
 
+// A batch, or all there is to train on or to judge by.
+int64_t sequences_at_once(const ReconstructOptions& training, int64_t windows) {
+  const int64_t held_out = num_held_out(training.validation_fraction, int(windows));
+  return std::min<int64_t>(training.batch_size, std::max(windows - held_out, held_out));
+}
+
 std::vector<PlanItem> work_items(const Architecture& architecture, uint64_t image_bytes,
                                  const RetrainOptions& options, const BatchShape& batch) {
   const double tokens = batch.sequences * double(batch.seqlen);
   const double inputs =
       double(architecture.num_blocks + 2) * tokens * double(architecture.hidden) * batch.element;
-  const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
-                                            int64_t(batch.element));
+  const double head = next_token_loss_bytes(
+      batch.seqlen, architecture.vocab, architecture.width_of_embedding(), int64_t(batch.element));
   const double elements = trained_elements(architecture, options);
   // A saved state is read whole before it is taken over: value, two moments, the best.
   const double work =
@@ -57,7 +64,7 @@ RetrainBudget retrain_budget(const SourceModel& model, const OutputDirectory& ou
                              const ResourceOptions& resources, const Device& device,
                              int64_t windows) {
   const at::ScalarType compute = device.compute_dtype(scalar_type(model.architecture.dtype));
-  const BatchShape batch{double(options.training.batch_size), seqlen,
+  const BatchShape batch{double(sequences_at_once(options.training, windows)), seqlen,
                          double(c10::elementSize(compute)), device.is_host()};
   const uint64_t image = output.largest_image_bytes();
   const std::vector<PlanItem> host = {{"a shard to be written", image},

@@ -74,14 +74,17 @@ Passes passes_of(const ReconstructOptions& options, int64_t num_windows, int64_t
   const int held_out = num_held_out(options.validation_fraction, windows);
   const double epochs = trains_adamw(options) ? options.epochs : 0;
   const double fits = static_cast<double>(ridges_of(options).size());
+  const int training = windows - held_out;
   // Before and after each epoch on the held-out windows; before and after on as many training ones.
-  const double reported = std::min(held_out, windows - held_out);
+  const double reported = std::min(held_out, training);
   Passes passes;
-  passes.training = epochs * static_cast<double>(windows - held_out) * tokens;
+  passes.training = epochs * training * tokens;
   passes.evaluated = ((1.0 + fits + epochs) * held_out + 2 * reported) * tokens;
   passes.evaluations = 3.0 + fits + epochs;
-  passes.batch = options.batch_size * tokens;
-  passes.steps = epochs > 0 ? std::ceil(passes.training / epochs / passes.batch) * epochs : 0;
+  passes.trained_at_once = std::min(options.batch_size, training) * tokens;
+  // What losses are reported on is no more than what is held out.
+  passes.judged_at_once = std::min(options.batch_size, held_out) * tokens;
+  passes.steps = std::ceil(static_cast<double>(training) / options.batch_size) * epochs;
   return passes;
 }
 

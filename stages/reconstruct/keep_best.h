@@ -43,7 +43,9 @@ struct Passes {
   double evaluated = 0;    // tokens
   double evaluations = 0;  // times
   double steps = 0;        // of the optimiser
-  double batch = 0;        // tokens
+  // Tokens that lie in memory at once: a batch, or all windows there are where those are fewer.
+  double trained_at_once = 0;
+  double judged_at_once = 0;
 };
 Passes passes_of(const ReconstructOptions& options, int64_t num_windows, int64_t seqlen);
 

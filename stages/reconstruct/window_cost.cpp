@@ -15,8 +15,8 @@ double stored_bytes(const Architecture& architecture) {
   return architecture.dtype == "F32" ? 4 : 2;  // of one element
 }
 
-BatchShape batch_of(const SpanShape& shape, const Passes& passes) {
-  return {passes.batch / static_cast<double>(shape.seqlen), shape.seqlen,
+BatchShape batch_of(const SpanShape& shape, double tokens) {
+  return {tokens / static_cast<double>(shape.seqlen), shape.seqlen,
           static_cast<double>(shape.compute_bytes), shape.is_host};
 }
 
@@ -114,9 +114,12 @@ class WindowCost {
       training += parameters(kind) * element_;  // gradients
       fitting = std::max(fitting, fitting_bytes(kind));
     }
-    training = is_trained_ ? training + gain_gradient_bytes() + activation_bytes() : 0;
+    training = is_trained_
+                   ? training + gain_gradient_bytes() + activation_bytes(passes_.trained_at_once)
+                   : 0;
     fitting = fits_ > 0 ? evaluating + fitting : 0;  // the candidate's values are there by then
-    evaluating += passes_.batch * element_ * hidden() + widest_bytes() + passing_bytes();
+    const double judged = passes_.judged_at_once;
+    evaluating += judged * element_ * hidden() + widest_bytes(judged) + passing_bytes(judged);
     return states + std::max({training, fitting, evaluating});
   }
 
@@ -135,35 +138,35 @@ class WindowCost {
     return most * element_;
   }
 
-  double widest_bytes() const {
+  double widest_bytes(double tokens) const {
     double most = 0;
     for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
-      most = std::max(most, kept_bytes(architecture_, half_of(half), batch_of(shape_, passes_)));
+      most = std::max(most, kept_bytes(architecture_, half_of(half), batch_of(shape_, tokens)));
     }
     return most;
   }
 
-  double passing_bytes() const {
+  double passing_bytes(double tokens) const {
     double most = 0;
     for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
       most = std::max(
-          most, coppice::passing_bytes(architecture_, half_of(half), batch_of(shape_, passes_)));
+          most, coppice::passing_bytes(architecture_, half_of(half), batch_of(shape_, tokens)));
     }
     return most;
   }
 
   // The input, and what is kept until gradients take its place.
-  double activation_bytes() const {
-    const double input = passes_.batch * element_ * hidden();
+  double activation_bytes(double tokens) const {
+    const double input = tokens * element_ * hidden();
     if (shape_.kept_activations == KeptActivations::kOfOneHalf) {
       const auto halves = static_cast<double>(shape_.halves.last - shape_.halves.first);
-      return halves * input + widest_bytes() + passing_bytes();
+      return halves * input + widest_bytes(tokens) + passing_bytes(tokens);
     }
     double kept = 0;
     for (int half = shape_.halves.first; half < shape_.halves.last; ++half) {
-      kept += kept_bytes(architecture_, half_of(half), batch_of(shape_, passes_));
+      kept += kept_bytes(architecture_, half_of(half), batch_of(shape_, tokens));
     }
-    return input + kept + passing_bytes();
+    return input + kept + passing_bytes(tokens);
   }
 
   double fitting_bytes(Half half) const {
@@ -236,19 +239,25 @@ Cost matrix_cost(const SpanShape& shape, const ReconstructOptions& options) {
     const double masters = parameters * ((trains_adamw(options) ? 3 : 1) * 4.0 + 1 +
                                          (shape.compute_bytes == 4 ? 0 : element));
     const double dense = has_copies ? parameters * element : 0;
-    // Rounded as they will be written and widened again, of what is judged; the best so far.
-    const double judged = parameters * (2 * stored + (has_copies ? element : 0));
+    // As they will be written: what was pruned, from the start to the end; what is judged, which is
+    // widened again; the best so far.
+    const double pruned = parameters * stored;
+    const double judged = parameters * (stored + (has_copies ? element : 0));
     const double best = parameters * stored;
     // While the dense half runs on what entered it, and then: inputs, outputs, targets, gradients.
-    const BatchShape batch = batch_of(shape, passes);
-    const double token = passes.batch * element;
-    const double captured = std::max(
-        token * (static_cast<double>(architecture.hidden) + (forwards - 1) * widths) +
-            kept_bytes(architecture, kind, batch) + passing_bytes(architecture, kind, batch),
-        token * (forwards * widths + 3 * widest));
+    const auto captured = [&](double at_once) {
+      const BatchShape batch = batch_of(shape, at_once);
+      const double token = at_once * element;
+      return std::max(token * (static_cast<double>(architecture.hidden) + (forwards - 1) * widths) +
+                          kept_bytes(architecture, kind, batch) +
+                          passing_bytes(architecture, kind, batch),
+                      token * (forwards * widths + 3 * widest));
+    };
     const double gradient = static_cast<double>(largest_weight(architecture, kind)) * (element + 4);
-    of_half.bytes_held = masters + dense + best +
-                         std::max({captured + gradient, judged + captured, judged + fitting});
+    const double training = passes.steps > 0 ? captured(passes.trained_at_once) + gradient : 0;
+    of_half.bytes_held =
+        masters + dense + pruned + best +
+        std::max({training, judged + captured(passes.judged_at_once), judged + fitting});
     of_half.bytes_moved = forwards * tokens * static_cast<double>(architecture.hidden) * stored;
     cost += of_half;
   }

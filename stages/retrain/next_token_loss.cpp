@@ -21,6 +21,10 @@ FinalWeights converted(const FinalWeights& final, at::ScalarType dtype) {
   return result;
 }
 
+int64_t tokens_at_once(int64_t logits_at_once, int64_t vocab, int64_t length) {
+  return std::min(std::max<int64_t>(1, logits_at_once / vocab), length - 1);
+}
+
 // softmax − one-hot, in place of the logits [tokens, vocab].
 void logits_to_gradient_(at::Tensor& logits, const at::Tensor& log_sum_exp,
                          const at::Tensor& targets) {
@@ -38,7 +42,7 @@ at::Tensor next_token_loss(const OutputHead& head, const at::Tensor& hidden, con
   const double predictions = static_cast<double>(sequences * (length - 1));
   const at::Tensor rows = head.rows.to(hidden.scalar_type());
   const FinalWeights final = converted(head.final, hidden.scalar_type());
-  const int64_t at_once = std::max<int64_t>(1, head.logits_at_once / rows.size(0));
+  const int64_t at_once = tokens_at_once(head.logits_at_once, rows.size(0), length);
   at::Tensor sum = at::zeros({}, hidden.options().dtype(at::kDouble));
   if (gradient != nullptr) *gradient = at::zeros_like(hidden);
   for (int64_t sequence = 0; sequence < sequences; ++sequence) {
@@ -67,8 +71,8 @@ at::Tensor next_token_loss(const OutputHead& head, const at::Tensor& hidden, con
   return sum;
 }
 
-double next_token_loss_bytes(int64_t vocab, int64_t hidden, int64_t element_bytes) {
-  const int64_t logits = std::max(kLogitsAtOnce, vocab);
+double next_token_loss_bytes(int64_t length, int64_t vocab, int64_t hidden, int64_t element_bytes) {
+  const int64_t logits = tokens_at_once(kLogitsAtOnce, vocab, length) * vocab;
   return static_cast<double>(3 * 4 * logits + vocab * hidden * element_bytes);
 }
 

@@ -29,7 +29,8 @@ struct OutputHead {
 at::Tensor next_token_loss(const OutputHead& head, const at::Tensor& hidden, const at::Tensor& ids,
                            at::Tensor* gradient = nullptr);
 
-/// Bytes held at work, beside arguments and result.
-double next_token_loss_bytes(int64_t vocab, int64_t hidden, int64_t element_bytes);
+/// Bytes held at work by logits and by the head in the compute dtype, beside arguments and result.
+/// length   of a sequence: logits are never of more than one
+double next_token_loss_bytes(int64_t length, int64_t vocab, int64_t hidden, int64_t element_bytes);
 
 }  // namespace coppice

@@ -165,8 +165,9 @@ Cost unit_saliency_cost(const Architecture& architecture, int64_t windows, const
   // forward kept, the gradients of activations replacing that one by one; or the head.
   const double at_work = (is_converted ? element * weights : 0) + element * consumers +
                          (2 * 4 + 8) * largest + kept + passing;
-  const double head = next_token_loss_bytes(architecture.vocab, architecture.width_of_embedding(),
-                                            static_cast<int64_t>(element));
+  const double head =
+      next_token_loss_bytes(window.seqlen, architecture.vocab, architecture.width_of_embedding(),
+                            static_cast<int64_t>(element));
   cost.bytes_held = (blocks + 2) * tokens * static_cast<double>(architecture.hidden) * element +
                     std::max(at_work, head);
   return cost;

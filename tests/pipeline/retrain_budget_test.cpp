@@ -17,6 +17,7 @@ using ::testing::HasSubstr;
 
 class RetrainBudgetTest : public ::testing::Test {
  protected:
+  static constexpr int64_t kWindows = 64;
   RetrainBudgetTest() {
     testing::write_checkpoint(dir_.path(), testing::small_config(3, 16, 24, 20));
     model_ = std::make_unique<SourceModel>(open_model(dir_.path(), {}));
@@ -24,7 +25,7 @@ class RetrainBudgetTest : public ::testing::Test {
   RetrainBudget budget(const RetrainOptions& options, int64_t seqlen = 32,
                        const ResourceOptions& resources = {}) {
     const OutputDirectory output(dir_ / "out", *model_);
-    return retrain_budget(*model_, output, options, seqlen, resources, *device_, /*windows=*/0);
+    return retrain_budget(*model_, output, options, seqlen, resources, *device_, kWindows);
   }
   static uint64_t bytes_of(const RetrainBudget& budget, const std::string& item) {
     for (const PlanItem& found : budget.ram.items) {
@@ -58,6 +59,18 @@ TEST_F(RetrainBudgetTest, HiddenStatesGrowWithBatchAndLength) {
   EXPECT_EQ(bytes_of(budget(options, 64), "hidden states"), 2 * small);
   options.training.batch_size *= 3;
   EXPECT_EQ(bytes_of(budget(options, 32), "hidden states"), 3 * small);
+}
+
+TEST_F(RetrainBudgetTest, ABatchIsOfNoMoreWindowsThanThereAre) {
+  RetrainOptions options;
+  options.training.batch_size = 60;  // 4 of 64 judge
+  const uint64_t all = bytes_of(budget(options), "hidden states");
+  options.training.batch_size = 1000;
+  EXPECT_EQ(bytes_of(budget(options), "hidden states"), all);
+}
+
+TEST_F(RetrainBudgetTest, OfAHeadThatIsSmallNoMoreIsCountedThanItsLogits) {
+  EXPECT_LT(bytes_of(budget({}), "of the head"), 1 << 20);
 }
 
 TEST_F(RetrainBudgetTest, TokensGrowWithTheWindows) {

@@ -40,7 +40,18 @@ TEST(KeepBest, PassesAreCountedInTokens) {
   // Held-out: pruned, fitted, after each epoch; the first training windows before and after.
   EXPECT_EQ(passes.evaluated, (5 * 2 + 2 * 2) * 10);
   EXPECT_EQ(passes.steps, 3 * 2);
-  EXPECT_EQ(passes.batch, 40);
+  EXPECT_EQ(passes.trained_at_once, 4 * 10);
+  EXPECT_EQ(passes.judged_at_once, 2 * 10);
+}
+
+TEST(KeepBest, NoMoreLiesInMemoryAtOnceThanThereIs) {
+  ReconstructOptions options;
+  options.validation_fraction = 0.25;
+  options.batch_size = 100;
+  const Passes passes = passes_of(options, 8, 10);
+  EXPECT_EQ(passes.trained_at_once, 6 * 10);
+  EXPECT_EQ(passes.judged_at_once, 2 * 10);
+  EXPECT_EQ(passes.steps, 1);
 }
 
 TEST(KeepBest, LeastSquaresAloneTakesNoSteps) {

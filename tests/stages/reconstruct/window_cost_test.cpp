@@ -104,9 +104,28 @@ TEST(WindowCost, HoldsStatesOfParametersAndOneBatchHoweverManyWindows) {
   // Master, two moments, gradient and the best so far in fp32, the mask; what the gain's gradient
   // is summed from.
   const double largest = double(architecture.ffn * architecture.hidden) * 4;
-  EXPECT_EQ(2 * held(500, kWindows) - held(1000, kWindows),
-            double(parameters) * (5 * 4 + 1) + largest);
+  EXPECT_EQ(2 * held(500, 4000) - held(1000, 4000), double(parameters) * (5 * 4 + 1) + largest);
   EXPECT_EQ(held(2, kWindows), held(2, 1000));
+}
+
+TEST(WindowCost, HoldsNoMoreWindowsThanThereAre) {
+  const Architecture architecture = testing::tiny_llama();
+  SpanShape shape = shape_of(architecture, kBlock, kWindows);
+  shape.seqlen = 1000;  // activations are most of what is held
+  for (const Solver solver : {Solver::kAdamW, Solver::kLeastSquares}) {
+    for (const WindowKind kind : {WindowKind::kBlock, WindowKind::kMatrix}) {
+      ReconstructOptions options = options_with(1e-2);
+      options.solver = solver;
+      options.window.kind = kind;
+      const auto held = [&](int batch_size) {
+        options.batch_size = batch_size;
+        return Reconstruct(options).cost(shape).bytes_held;
+      };
+      const int most = solver == Solver::kAdamW ? 6 : 3;  // trained on, or judged by
+      EXPECT_LT(held(most - 1), held(most)) << int(solver) << int(kind);
+      EXPECT_EQ(held(most), held(1000)) << int(solver) << int(kind);
+    }
+  }
 }
 
 TEST(WindowCost, ActivationsComputedAgainCostOneMoreForwardOfAllHalvesButTheLast) {

@@ -119,5 +119,15 @@ TEST(NextTokenLoss, InBf16IsCloseToFp32) {
   EXPECT_THAT(gradient, IsCloseTo(expected.to(at::kBFloat16)));
 }
 
+TEST(NextTokenLoss, HoldsTheLogitsOfNoMoreTokensThanHaveANextOne) {
+  constexpr int64_t kRows = 40, kBytes = 2;
+  const auto logits = [](int64_t length, int64_t vocab) {
+    return next_token_loss_bytes(length, vocab, kRows, kBytes) - double(vocab * kRows * kBytes);
+  };
+  EXPECT_EQ(logits(64, 2000), 3 * 4 * 63 * 2000);
+  EXPECT_EQ(logits(int64_t{1} << 20, 2048), 3 * 4 * kLogitsAtOnce);
+  EXPECT_EQ(logits(64, 2 * kLogitsAtOnce), 3 * 4 * 2 * kLogitsAtOnce);  // of one token
+}
+
 }  // namespace
 }  // namespace coppice

@@ -198,5 +198,15 @@ TEST(UnitSaliency, CostGrowsWithWindowsButForWhatIsHeld) {
   EXPECT_GT(one.bytes_held, unit_saliency_cost(architecture, 1, {1, 64, 4}, 4).bytes_held - 1);
 }
 
+TEST(UnitSaliency, HoldsTheLogitsOfItsWindowAndNoMore) {
+  Architecture architecture = tiny_pruned_model().architecture;
+  const auto held = [&](int64_t seqlen) {
+    return unit_saliency_cost(architecture, 1, {1, seqlen, 4}, 4).bytes_held;
+  };
+  architecture.vocab = 100000;                                  // more than a block's work
+  const double inputs = 4.0 * 4 * double(architecture.hidden);  // of two blocks, a token
+  EXPECT_DOUBLE_EQ(held(17) - held(16), inputs + 3 * 4 * 100000);
+}
+
 }  // namespace
 }  // namespace coppice
