@@ -95,6 +95,15 @@ uint64_t bitmask_bytes(const Architecture& architecture) {
   return bytes;
 }
 
+// Of spans of one block each. Their floor is no share of a larger span's.
+uint64_t block_slot_bytes(const SourceModel& model, const ModelSpans& spans, const Recipe& recipe) {
+  if (spans.blocks_per_span() == 1) return spans.slot_bytes();
+  TokenWindows no_tokens;
+  no_tokens.seqlen = recipe.calibration.seqlen;
+  const std::unique_ptr<MaskSource> masks = open_masks(recipe.prune);
+  return ModelSpans(model, no_tokens, 1, masks.get()).slot_bytes();
+}
+
 // What is available lies beside what the process has by now, whatever it is planned with.
 void set_ram_limit(const ResourceOptions& resources, uint64_t process_bytes, PlanInputs& inputs) {
   release_free_memory();
@@ -175,6 +184,7 @@ PlanInputs plan_inputs(const SourceModel& model, const PlannedJob& job, const Mo
       int64_t(c10::elementSize(device.compute_dtype(scalar_type(architecture.dtype))));
   inputs.blocks_to_do = int(left.blocks.size());
   inputs.slot_bytes = spans.slot_bytes();
+  inputs.block_slot_bytes = block_slot_bytes(model, spans, recipe);
   const auto of_a_span = [&](const std::function<uint64_t(const TensorInfo&)>& bytes_of) {
     return largest_of_blocks(model, bytes_of) * uint64_t(spans.blocks_per_span());
   };

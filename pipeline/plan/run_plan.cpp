@@ -4,117 +4,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <optional>
 
-#include "pipeline/plan/planned_memory.h"
-#include "pipeline/plan/planned_time.h"
 #include "pipeline/plan/planned_work.h"
+#include "pipeline/plan/refusal.h"
+#include "pipeline/plan/smallest_settings.h"
 #include "pipeline/telemetry/progress.h"  // human_bytes
-#include "pipeline/token_windows.h"       // reads_sequences
 
 namespace coppice {
 namespace {
 
 constexpr uint64_t kSmallStates = uint64_t{32} << 20;  // of the three boundaries that live at once
 constexpr uint64_t kSmallImage = uint64_t{64} << 20;   // two of them: not worth a thought
-
-/// The plan with these settings, whether it fits or not.
-RunPlan estimate(const PlanInputs& in, const RunSettings& settings) {
-  RunPlan plan;
-  plan.settings = settings;
-  add_memory(in, plan);
-  add_times(in, plan);
-  return plan;
-}
-
-/// The most windows whose hidden states fit on the disk, where nothing else is in the way; 0: none.
-int64_t windows_that_fit(PlanInputs in, const RunSettings& smallest) {
-  int64_t low = 0, high = in.windows;
-  while (high - low > 1) {
-    in.windows = (low + high) / 2;
-    (fits(estimate(in, smallest)) ? low : high) = in.windows;
-  }
-  return low;
-}
-
-/// As human_bytes() and never less: who grants what it says is not refused again.
-std::string granted_bytes(uint64_t bytes) {
-  double unit = 1;
-  while (double(bytes) / unit >= 1024) unit *= 1024;
-  const double digit = unit == 1 || double(bytes) / unit >= 100 ? unit : unit / 10;
-  return human_bytes(std::ceil(double(bytes) / digit) * digit);
-}
-
-// What would bring the need down, by what weighs most.
-std::string advice(const PlanInputs& in, const RunPlan& smallest) {
-  std::string text;
-  if (!smallest.ram.fits() || !smallest.device.fits()) {
-    const PlannedResource& tight = smallest.ram.fits() ? smallest.device : smallest.ram;
-    text += fmt::format("\n  It would fit into {} of {}", granted_bytes(tight.bytes()), tight.name);
-    const auto with_window = [&](WindowKind kind, const char* flag) {
-      PlanInputs changed = in;
-      const auto blocks = uint64_t(blocks_per_span(in.recipes));
-      changed.recipes.front().reconstruct.window = {kind};
-      changed.slot_bytes /= blocks;
-      changed.widened_bytes /= blocks;
-      changed.unaligned_bytes /= blocks;
-      changed.image_bytes /= blocks;
-      changed.mask_bytes /= blocks;
-      const RunPlan other = estimate(changed, smallest.settings);
-      const uint64_t bytes = (smallest.ram.fits() ? other.device : other.ram).bytes();
-      if (bytes < tight.bytes()) {
-        text += fmt::format("; with {} into {}", flag, granted_bytes(bytes));
-      }
-    };
-    const Window& window = in.recipes.front().reconstruct.window;
-    const bool is_one = in.recipes.size() == 1;
-    if (is_one && window.blocks > 1) with_window(WindowKind::kBlock, "--window block");
-    if (is_one && window.kind == WindowKind::kBlock) {
-      with_window(WindowKind::kHalfBlock, "--window half-block");
-    }
-    if (is_one && window.kind != WindowKind::kNone) {
-      with_window(WindowKind::kNone, "--window none");
-    }
-    text += is_one ? "." : "; fewer recipes, or smaller windows, take less.";
-  }
-  if (!smallest.scratch.fits() || !smallest.output.fits()) {
-    text += "\n  Make room, or choose another --work-dir or --output-dir";
-    const int64_t windows =
-        reads_sequences(in.architecture) ? 0 : windows_that_fit(in, smallest.settings);
-    if (windows > 1) text += fmt::format("; --nsamples {} would fit on the disk", windows);
-    text += ".";
-  }
-  return text;
-}
-
-[[noreturn]] void refuse(const PlanInputs& in, const RunPlan& smallest) {
-  std::string text = "this run does not fit, not even with the smallest buffers";
-  for (const PlannedResource* resource :
-       {&smallest.ram, &smallest.device, &smallest.scratch, &smallest.output}) {
-    if (!resource->items.empty() && !resource->fits()) text += "\n  " + complaint_about(*resource);
-  }
-  throw PlanRefused(text + advice(in, smallest), smallest);
-}
-
-RunSettings smallest_settings(const PlanInputs& in, bool recompute_targets, KeptActivations kept) {
-  RunSettings settings;
-  settings.recompute_targets = recompute_targets;
-  settings.kept_activations = kept;
-  settings.slots = std::max(1, in.resources().prefetch_blocks);
-  settings.outputs = in.devices;  // each device adapts into one
-  settings.windows_ahead = settings.windows_behind = 1;
-  settings.convert = Calibrate::Convert::kOnUse;
-  return settings;
-}
-
-[[noreturn]] void refuse_scoring(const PlanInputs& in) {
-  RunPlan plan = estimate(in, smallest_settings(in, false, KeptActivations::kAll));
-  plan.ram = in.scoring_ram;
-  if (!in.is_host) plan.device = in.scoring_device;
-  throw PlanRefused(in.scoring_refusal, plan);
-}
 
 /// Hidden states that stay in memory spare the disk, and the wait for it between blocks. Small ones
 /// always do; without a budget larger ones only where the disk would be what the run waits for:
@@ -138,26 +40,16 @@ RunPlan with_hidden_states_in_ram(const PlanInputs& in, const RunPlan& plan) {
     room -= uint64_t(inside) * uint64_t(more);
   }
   settings.inputs_in_ram = std::min<int64_t>(in.windows, int64_t(room) / between);
-  RunPlan better = estimate(in, settings);
+  RunPlan better = plan_with(in, settings);
   return fits(better) ? better : plan;
 }
 
-/// The fastest plan with targets cached or recomputed; nothing if not even the smallest fits.
-std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets,
-                                 KeptActivations kept) {
-  RunPlan plan = estimate(in, smallest_settings(in, recompute_targets, kept));
-  if (!plan.scratch.fits() && has_half_block_boundaries(in) && !recompute_targets) {
-    // A disk that is too small for the targets may do when they stay in memory.
-    RunSettings settings = plan.settings;
-    settings.targets_in_ram = in.windows;
-    plan = estimate(in, settings);
-  }
-  if (!fits(plan)) return std::nullopt;
-
+/// The fastest plan that has targets and activations as this one, which fits.
+RunPlan improved(const PlanInputs& in, RunPlan plan) {
   const auto improve = [&](const std::function<void(RunSettings&)>& change) {
     RunSettings settings = plan.settings;
     change(settings);
-    RunPlan better = estimate(in, settings);
+    RunPlan better = plan_with(in, settings);
     if (fits(better)) plan = std::move(better);
   };
   // The best first: a read beside the compute, the codec beside both, no weight converted twice, a
@@ -178,18 +70,6 @@ std::optional<RunPlan> best_plan(const PlanInputs& in, bool recompute_targets,
     improve([](RunSettings& s) { ++s.outputs; });
   }
   return with_hidden_states_in_ram(in, plan);
-}
-
-/// The faster of the two; nothing if neither fits.
-std::optional<RunPlan> faster_targets(const PlanInputs& in, KeptActivations kept) {
-  const std::string& wanted = in.resources().half_block_targets;
-  std::optional<RunPlan> cached, recomputed;
-  if (wanted != "recomputed" || !has_half_block_boundaries(in)) {
-    cached = best_plan(in, false, kept);
-  }
-  if (wanted != "cached" && has_half_block_boundaries(in)) recomputed = best_plan(in, true, kept);
-  if (!cached || (recomputed && recomputed->seconds < cached->seconds)) return recomputed;
-  return cached;
 }
 
 }  // namespace
@@ -216,16 +96,20 @@ std::string complaint_about(const PlannedResource& resource) {
 }
 
 RunPlan plan_run(const PlanInputs& in) {
-  if (!in.scoring_refusal.empty()) refuse_scoring(in);
-  // Computing activations again takes time in every step: only where nothing else would do.
-  std::vector<KeptActivations> ways = {KeptActivations::kAll};
-  if (has_windows_of_halves(in)) ways.push_back(KeptActivations::kOfOneHalf);
-  for (const KeptActivations kept : ways) {
-    if (const std::optional<RunPlan> plan = faster_targets(in, kept)) return *plan;
+  if (!in.scoring_refusal.empty()) refuse(in);
+  std::optional<RunPlan> best;
+  for (const RunSettings& smallest : smallest_settings(in)) {
+    // Computing activations again takes time in every step: only where nothing else would do.
+    if (best && best->settings.kept_activations != smallest.kept_activations) break;
+    // Where the disk has room for the targets, memory may be wanted by others.
+    if (best && smallest.targets_in_ram > 0) continue;
+    RunPlan plan = plan_with(in, smallest);
+    if (!fits(plan)) continue;
+    plan = improved(in, std::move(plan));
+    if (!best || plan.seconds < best->seconds) best = std::move(plan);
   }
-  const bool recomputes =
-      in.resources().half_block_targets == "recomputed" && has_half_block_boundaries(in);
-  refuse(in, estimate(in, smallest_settings(in, recomputes, ways.back())));
+  if (!best) refuse(in);
+  return *best;
 }
 
 }  // namespace coppice

@@ -88,6 +88,7 @@ struct PlanInputs {
 
   int blocks_to_do = 0;  // all, unless a run is continued
   uint64_t slot_bytes = 0;
+  uint64_t block_slot_bytes = 0;  // were a span one block
   uint64_t widened_bytes = 0;     // of a span's FP8 weights as bf16
   uint64_t unaligned_bytes = 0;   // of a span's weights, that a host device copies to use them
   uint64_t image_bytes = 0;       // of the shards of a span, of one recipe
@@ -122,8 +123,8 @@ int blocks_per_span(const std::vector<Recipe>& recipes);
 
 bool fits(const RunPlan& plan);
 
-/// Not even the smallest settings fit: what they would take, item by item, and what would fit. Or
-/// the scoring of units does not: then memory is what that would take.
+/// Not even the smallest settings fit, or the scoring of units does not: what they would take, item
+/// by item, and what would fit. Memory is what the larger of the two takes.
 class PlanRefused : public BudgetError {
  public:
   PlanRefused(const std::string& what, RunPlan smallest)

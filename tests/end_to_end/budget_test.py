@@ -12,6 +12,17 @@ from support import PROGRAM, SOURCE, ProgramTest, report, shards
 MIB = 1 << 20
 
 
+def said_to_fit(refused):
+    """Flags that a refused run is offered: of the window, if of another one, and the budget."""
+    [[whole, unit]] = re.findall(r"would fit into ([\d.]+) (\w+) of RAM", refused.stderr)
+    offers = [["--ram-budget", whole + unit]]
+    for window, bytes_, unit in re.findall(
+        r"with --window (\S+) into ([\d.]+) (\w+) of RAM", refused.stderr
+    ):
+        offers.append(["--window", window, "--ram-budget", bytes_ + unit])
+    return offers
+
+
 class Budgets(ProgramTest):
     """Runs on a model of which a block's optimiser needs some 100 MiB."""
 
@@ -110,6 +121,41 @@ class Budgets(ProgramTest):
         self.assertIn("would fit into", refused.stderr)
         self.coppice(*self.arguments("out"))
 
+    def test_what_a_refusal_offers_is_not_refused(self):
+        similarity = {"prune_method": "similarity", "layer_sparsity": 0.5, "window": 2}
+        for keys, windows in (
+            ({"window": "block", "half_block_targets": "recomputed"}, ["half-block", "none"]),
+            ({"window": "block", "lr": "auto"}, ["half-block"]),
+            (similarity | {"propagation": "sparse"}, ["none"]),
+        ):
+            flags = ["plan", *self.arguments("out", **keys)[1:]]
+            offers = said_to_fit(self.coppice(*flags, "--ram-budget", "64MiB", expect=5))
+            self.assertEqual([offer[1] for offer in offers[1:]], windows)
+            for offer in offers:
+                self.coppice(*flags, *offer)  # of a flag given twice the last counts
+
+    def test_a_refused_run_is_told_a_budget_that_every_process_keeps(self):
+        for number in range(5):  # some have more pages than others, before they plan
+            flags = self.arguments(f"out{number}", window="none")
+            [offer] = said_to_fit(self.coppice(*flags, "--ram-budget", "64MiB", expect=5))
+            self.coppice("plan", *flags[1:], *offer)
+            self.coppice(*flags, *offer)
+
+    def test_of_scores_and_run_the_larger_is_told_and_fits(self):
+        keys = {"prune_method": "snip", "ffn_sparsity": 0.5}
+        for window, larger in (
+            ("none", "the model as it is stored"),
+            ("block", "work of the largest stage"),
+        ):
+            flags = ["plan", *self.arguments("out", window=window, **keys)[1:]]
+            refused = self.coppice(*flags, "--ram-budget", "16MiB", "--json", expect=5)
+            plan = json.loads(refused.stdout)
+            self.assertFalse(plan["fits"])
+            self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
+            self.assertIn(larger, [item["name"] for item in plan["ram"]["items"]])
+            for offer in said_to_fit(refused):
+                self.coppice(*flags, *offer)
+
     def test_disk_budget_too_small_is_refused(self):
         self.coppice(*self.arguments("out", disk_budget="20MiB"))
         done = self.coppice(*self.arguments("other", disk_budget="1MiB"), expect=5)
@@ -176,6 +222,16 @@ class Plan(ProgramTest):
             self.assertEqual(beside["planned"], planned[key])
             self.assertGreater(beside["measured"], 0)
 
+    def test_counts_the_tokens_that_a_run_holds_when_it_plans(self):
+        keys = {"nsamples": 1 << 16, "window": "none", "ram_budget": "64MiB"}
+        arguments = self.run_arguments(self.model(), self.tokens(32 << 16), "out", **keys)
+        needed = [
+            re.search(r"([\d.]+) MiB  program", self.coppice(*command, expect=5).stderr)
+            for command in (("plan", *arguments[1:]), arguments)
+        ]
+        of_plan, of_run = (float(found[1]) for found in needed)
+        self.assertGreaterEqual(of_plan, of_run)
+
     def test_what_does_not_fit_is_told_as_json_too(self):
         done = self.coppice(
             *("plan", "--model", self.model(), "--seqlen", 32, "--ram-budget", "100MiB", "--json"),
@@ -186,17 +242,13 @@ class Plan(ProgramTest):
         self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
         self.assertIn("given by --ram-budget", done.stderr)
 
-    def test_scores_that_do_not_fit_are_told_as_json_too(self):
-        flags = ("--prune-method", "snip", "--ffn-sparsity", 0.5, "--ram-budget", "16MiB")
-        done = self.coppice(
-            *("plan", "--model", self.model(), "--seqlen", 32, *flags, "--json"), expect=5
-        )
-        plan = json.loads(done.stdout)
-        self.assertFalse(plan["fits"])
-        self.assertGreater(plan["ram"]["bytes"], plan["ram"]["limit_bytes"])
-        self.assertIn(
-            "the model as it is stored", [item["name"] for item in plan["ram"]["items"]]
-        )
+    def test_of_trials_and_the_run_behind_them_both_are_told(self):
+        flags = ("--prune-method", "wanda_sp", "--ffn-sparsity", 0.5, "--allocation", "measured")
+        flags += ("--seqlen", 32, "--probe", "false", "--ram-budget", "100MiB")
+        done = self.coppice("plan", "--model", self.model(), *flags, expect=5)
+        run, trials = done.stderr.split("the trials of --allocation measured, before the run")
+        self.assertIn("would fit into", run)
+        self.assertIn("would fit into", trials)
 
     def test_a_disk_too_small_names_the_windows_that_fit(self):
         arguments = ("--model", self.model(), "--seqlen", 64, "--probe", "false")

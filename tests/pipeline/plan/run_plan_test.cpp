@@ -4,11 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <map>
-#include <sstream>
 
 #include "pipeline/errors.h"
 #include "stages/units/unit_layout.h"  // resize_units
+#include "tests/pipeline/plan/played_plan.h"
 #include "tests/support/tiny_llama.h"
 
 namespace coppice {
@@ -16,23 +15,9 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-constexpr uint64_t kMiB = uint64_t{1} << 20, kPlenty = uint64_t{1} << 50;
-
-// A block of 0.2 GB: large enough for every choice to matter.
-Architecture large_llama() {
-  Architecture architecture = testing::tiny_llama();
-  architecture.dtype = "BF16";
-  architecture.hidden = 2048;
-  architecture.ffn = 8192;
-  for (LinearSpec& linear : architecture.linears) {
-    const bool down = linear.role == "down";
-    linear.in = down ? architecture.ffn : architecture.hidden;
-    linear.out = linear.role == "gate" || linear.role == "up" ? architecture.ffn : 2048;
-  }
-  for (NormSpec& norm : architecture.norms) norm.size = architecture.hidden;
-  return architecture;
-}
+using testing::kMiB;
+using testing::kPlenty;
+using testing::refusal;
 
 /// A block of Qwen2.5-72B: 878 M parameters.
 Architecture qwen_72b() {
@@ -53,64 +38,13 @@ Architecture qwen_72b() {
   return architecture;
 }
 
-class RunPlanTest : public ::testing::Test {
- protected:
-  PlanInputs inputs() {
-    PlanInputs in{architecture_, {recipe_}};
-    in.windows = 64;
-    in.seqlen = 512;
-    in.blocks_to_do = 8;
-    in.slot_bytes = 135 * kMiB;
-    in.image_bytes = 135 * kMiB;
-    in.block_read_bytes = 8 * in.slot_bytes;
-    in.outer_bytes = 50 * kMiB;
-    in.output_bytes = 8 * in.image_bytes + in.outer_bytes;
-    in.process_bytes = 150 * kMiB;
-    in.ram_limit = in.scratch_limit = in.output_limit = kPlenty;
-    in.ram_limit_name = "--ram-budget";
-    in.scratch_limit_name = "free on /scratch";
-    in.output_limit_name = "free on /output";
-    return in;
-  }
-  static Rates rates() { return {1e11, 1e11, 5e10, 1e10, 5e7, 1e10, 1e9, 2e9, 1.45, 2e9, 1e9}; }
-  static RunPlan with_ram(PlanInputs in, uint64_t bytes) {
-    in.ram_limit = bytes;
-    in.is_ram_limit_given = true;
-    return plan_run(in);
-  }
-  /// The least budget that is not refused, to a MiB.
-  static uint64_t smallest_budget(const PlanInputs& in) {
-    uint64_t low = 0, high = kPlenty;
-    while (high - low > kMiB) {
-      const uint64_t middle = low + (high - low) / 2;
-      try {
-        with_ram(in, middle);
-        high = middle;
-      } catch (const BudgetError&) {
-        low = middle;
-      }
-    }
-    return high;
-  }
-
-  Architecture architecture_ = large_llama();
-  Recipe recipe_;
-};
+using RunPlanTest = testing::PlayedPlan;
 
 uint64_t bytes_of(const PlannedResource& resource, const std::string& item) {
   for (const PlanItem& found : resource.items) {
     if (found.name == item) return found.bytes;
   }
   return 0;
-}
-
-std::string refusal(const PlanInputs& in) {
-  try {
-    plan_run(in);
-  } catch (const BudgetError& error) {
-    return error.what();
-  }
-  return "not refused";
 }
 
 TEST_F(RunPlanTest, EveryBudgetAboveTheSmallestIsKept) {
@@ -231,45 +165,6 @@ TEST_F(RunPlanTest, NumberOfSlotsGivenIsNotChanged) {
   EXPECT_EQ(plan_run(inputs()).settings.slots, 5);
 }
 
-TEST_F(RunPlanTest, RefusalListsItemsAndWhatWouldFit) {
-  PlanInputs in = inputs();
-  in.ram_limit = 100 * kMiB;
-  EXPECT_THAT(refusal(in),
-              AllOf(HasSubstr("RAM: "), HasSubstr("100 MiB given by --ram-budget"),
-                    HasSubstr("work of the largest stage"), HasSubstr("blocks read ahead"),
-                    HasSubstr("It would fit into"), HasSubstr("with --window none into")));
-}
-
-TEST_F(RunPlanTest, WhatTheRefusalSaysWouldFitIsNotRefused) {
-  const std::map<std::string, double> units = {{"MiB", 0x1p20}, {"GiB", 0x1p30}};
-  const std::string before = "It would fit into ";
-  for (uint64_t step = 0; step < 8; ++step) {  // rounded down where it is not rounded up
-    PlanInputs in = inputs();
-    in.process_bytes += step * 13 * kMiB + 12345;
-    in.ram_limit = 100 * kMiB;
-    const std::string text = refusal(in);
-    const size_t found = text.find(before);
-    ASSERT_NE(found, std::string::npos) << text;
-    std::istringstream said(text.substr(found + before.size()));
-    double number = 0;
-    std::string unit;
-    said >> number >> unit;
-    EXPECT_NO_THROW(with_ram(in, uint64_t(number * units.at(unit)))) << text;
-  }
-}
-
-TEST_F(RunPlanTest, WhatTheRefusalOffersFits) {
-  PlanInputs in = inputs();
-  in.recipes.front().reconstruct.window = {WindowKind::kBlock};
-  const uint64_t block = smallest_budget(in);
-  in.recipes.front().reconstruct.window = {WindowKind::kHalfBlock};
-  const uint64_t half = smallest_budget(in);
-  in.recipes.front().reconstruct.window = {WindowKind::kNone};
-  const uint64_t none = smallest_budget(in);
-  EXPECT_LT(none, half);
-  EXPECT_LT(half, block);
-}
-
 TEST_F(RunPlanTest, LogitsThatJudgeASweepArePlanned) {
   recipe_.reconstruct.window = {WindowKind::kNone};
   PlanInputs in = inputs();
@@ -322,16 +217,6 @@ TEST_F(RunPlanTest, RandomScoresAreMadeOnTheHost) {
   in.is_host = false;
   in.device_limit = kPlenty;
   EXPECT_EQ(bytes_of(plan_run(in).ram, item), 4U * 2048 * 8192);
-}
-
-TEST_F(RunPlanTest, FullDiskIsRefusedByName) {
-  PlanInputs in = inputs();
-  in.output_limit = kMiB;
-  EXPECT_THAT(refusal(in), AllOf(HasSubstr("disk for the output"), HasSubstr("free on /output")));
-  in = inputs();
-  in.scratch_limit = kMiB;
-  EXPECT_THAT(refusal(in),
-              AllOf(HasSubstr("disk for hidden states"), HasSubstr("free on /scratch")));
 }
 
 TEST_F(RunPlanTest, TargetsWithoutRoomAnywhereAreRecomputed) {
