@@ -7,7 +7,7 @@
 #include <chrono>
 
 #include "configs/errors.h"   // ConfigError
-#include "pipeline/errors.h"  // exit_code
+#include "pipeline/errors.h"  // exit_code, BudgetError
 #include "pipeline/finish_run.h"
 #include "pipeline/heap.h"
 #include "pipeline/interrupt.h"
@@ -317,12 +317,24 @@ RunResult execute(const PruneRunOptions& options) {
   }
 }
 
+/// Null: none.
+std::exception_ptr refusal_of(const PruneRunOptions& options) {
+  try {
+    PruneRun(options).require_possible();
+    return nullptr;
+  } catch (const BudgetError&) {
+    return std::current_exception();
+  }
+}
+
 }  // namespace
 
 RunResult prune_run(const PruneRunOptions& options) {
   const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
   if (!trials) return execute(options);
-  PruneRun(options).require_possible();  // what comes behind hours of trials is refused before them
+  // What comes behind hours of trials is refused before them.
+  const std::exception_ptr refusal = with_trials(refusal_of(trials->options), refusal_of(options));
+  if (refusal) std::rethrow_exception(refusal);
   release_free_memory();
   const uint64_t process_bytes = resident_bytes();  // what trials leave behind is none of it
   const RunResult measured = execute(trials->options);

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "configs/errors.h"  // ConfigError
+#include "configs/errors.h"   // ConfigError
+#include "pipeline/errors.h"  // BudgetError
 #include "pipeline/run_checks.h"
 #include "pipeline/telemetry/json_text.h"
 #include "storage/io/file.h"
@@ -22,6 +23,14 @@ void check_recipes(const PruneRunOptions& options, const Architecture& architect
   no_tokens.seqlen = options.shared().calibration.seqlen;
   for (const NamedRecipe& named : options.recipes) {
     check_against_model(named.recipe, architecture, no_tokens);
+  }
+}
+
+std::string text_of(const std::exception_ptr& refusal) {
+  try {
+    std::rethrow_exception(refusal);
+  } catch (const std::exception& error) {
+    return error.what();
   }
 }
 
@@ -78,6 +87,21 @@ PruneRunOptions closed_by_trials(const PruneRunOptions& options, const UnitTrial
     first += trials.size();
   }
   return closed;
+}
+
+std::exception_ptr with_trials(const std::exception_ptr& trials, const std::exception_ptr& run) {
+  if (!trials) return run;
+  const std::string before = run ? text_of(run) + "\n  Besides, " : "";
+  try {
+    try {
+      std::rethrow_exception(trials);
+    } catch (const BudgetError&) {
+      std::throw_with_nested(
+          BudgetError(before + "the trials of --allocation measured, before the run"));
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
 }
 
 }  // namespace coppice

@@ -87,29 +87,6 @@ Planned planned(const PruneRunOptions& options) {
   }
 }
 
-std::string text_of(const std::exception_ptr& refusal) {
-  try {
-    std::rethrow_exception(refusal);
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-}
-
-/// Of trials that do not fit, and of the run behind them, unless that does (null).
-std::exception_ptr with_trials(const std::exception_ptr& trials, const std::exception_ptr& run) {
-  const std::string before = run ? text_of(run) + "\n  Besides, " : "";
-  try {
-    try {
-      std::rethrow_exception(trials);
-    } catch (const BudgetError&) {
-      std::throw_with_nested(
-          BudgetError(before + "the trials of --allocation measured, before the run"));
-    }
-  } catch (...) {
-    return std::current_exception();
-  }
-}
-
 }  // namespace
 
 int plan_command(const std::vector<std::string>& arguments, const std::string& command_line) {
@@ -119,10 +96,8 @@ int plan_command(const std::vector<std::string>& arguments, const std::string& c
   if (const auto trials = unit_trials_run(given->options)) {
     const Planned before = planned(trials->options);
     run.json["trials"] = before.json;
-    if (before.refusal) {
-      run.json["fits"] = false;
-      run.refusal = with_trials(before.refusal, run.refusal);
-    }
+    run.json["fits"] = !run.refusal && !before.refusal;
+    run.refusal = with_trials(before.refusal, run.refusal);
     run.text += fmt::format("\nBefore it, {} trials of half-blocks:\n\n{}",
                             trials->options.recipes.size(), before.text);
   }

@@ -249,6 +249,15 @@ class Plan(ProgramTest):
         run, trials = done.stderr.split("the trials of --allocation measured, before the run")
         self.assertIn("would fit into", run)
         self.assertIn("would fit into", trials)
+        done = self.coppice(
+            *("run", "--model", self.model(), "--dataset", self.tokens(8 * 32), "--nsamples", 8),
+            *("-o", "out", *flags),
+            expect=5,
+        )
+        run, trials = done.stderr.split("the trials of --allocation measured, before the run")
+        self.assertIn("would fit into", run)
+        self.assertIn("would fit into", trials)
+        self.assertFalse((self.dir / "out.work").exists())
 
     def test_a_disk_too_small_names_the_windows_that_fit(self):
         arguments = ("--model", self.model(), "--seqlen", 64, "--probe", "false")
