@@ -29,6 +29,7 @@ Recipe units_recipe(Allocation allocation) {
 /// By half, of a model of two blocks.
 std::vector<double> shares(const Recipe& recipe) {
   std::vector<double> shares;
+  shares.reserve(4);
   for (int half = 0; half < 4; ++half) {
     shares.push_back(targeted_units(testing::tiny_llama(2), half, recipe.prune).front().sparsity);
   }

@@ -205,7 +205,7 @@ TEST_F(RunPlanTest, WithSeveralDevicesStatisticsWaitWithTheirSpans) {
   in.devices = 2;
   const RunPlan plan = plan_run(in);
   ASSERT_GT(plan.settings.slots, 1);
-  const auto waiting = uint64_t(2 * (plan.settings.slots - 1));
+  const uint64_t waiting = 2 * uint64_t(plan.settings.slots - 1);
   EXPECT_GE(bytes_of(plan.ram, item), waiting * 4 * 8192 * 8192);  // XᵀX of what `down` reads
 }
 

@@ -22,7 +22,6 @@ namespace {
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::UnorderedElementsAre;
 
 class TraceTest : public ::testing::Test {
  protected:
@@ -83,6 +82,7 @@ TEST_F(TraceTest, ThreadsAtWorkAtOnceHaveRowsOfTheirOwn) {
   {
     Trace trace(path_);
     std::vector<std::jthread> threads;
+    threads.reserve(3);
     for (int i = 0; i < 3; ++i) {
       threads.emplace_back([&] {
         const TraceSlice slice(&trace, Track::kEncode, "window");
@@ -114,6 +114,7 @@ TEST_F(TraceTest, ManyEventsOfManyThreadsAllArrive) {
   {
     Trace trace(path_);
     std::vector<std::jthread> threads;
+    threads.reserve(kThreads);
     for (int i = 0; i < kThreads; ++i) {
       threads.emplace_back([&] {
         for (int event = 0; event < kEvents; ++event) {
