@@ -122,23 +122,25 @@ json finish_run(const StoredRun& run) {
   if (run.options.sweep) result = write_sweep(run, rows, totals);
   run.context.space.with_room(run.options.work, 0, [&] {
     write_file(run.options.work / kReportFile, json_text(result, 2) + "\n");
-    run.context.state.record_finished();
+    run.context.state.record_finished(run.outputs.front().directory.side_file_names());
   });
   remove_scratch(run.options.work);
   note_a_budget_that_was_exceeded(run);  // reports have been made, too
   return result;
 }
 
-bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs) {
-  std::vector<fs::path> files;
+bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs,
+                        const std::vector<std::string>& side_files) {
+  std::vector<fs::path> files = {options.work / kReportFile};
   for (size_t recipe = 0; recipe < outputs.size(); ++recipe) {
     const OutputDirectory& directory = outputs[recipe].directory;
-    std::vector<const char*> names = {kRecipeFile, kLayersFile, kReportFile};
+    std::vector<std::string> names = {kRecipeFile, kLayersFile, kReportFile};
     if (outputs[recipe].is_written) {
-      if (!directory.is_complete(options.recipes[recipe].recipe.prune.export_masks)) return false;
-      names.push_back(kCardFile);
+      if (!directory.opens(options.recipes[recipe].recipe.prune.export_masks)) return false;
+      names.emplace_back(kCardFile);
+      names.insert(names.end(), side_files.begin(), side_files.end());
     }
-    for (const char* name : names) files.push_back(directory.path() / name);
+    for (const std::string& name : names) files.push_back(directory.path() / name);
   }
   if (options.sweep) {
     files.push_back(options.output / kSweepTableFile);

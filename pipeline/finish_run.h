@@ -26,7 +26,9 @@ struct StoredRun {
 nlohmann::json finish_run(const StoredRun& run);
 
 /// Whether what finish_run() wrote is still there. Blocks and masks are known to RunState.
-bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs);
+/// side_files   that were copied into every output
+bool has_finished_files(const PruneRunOptions& options, const std::vector<RecipeOutput>& outputs,
+                        const std::vector<std::string>& side_files);
 
 /// What is of no use once a run is finished: hidden states, scores, tokens. What cannot be removed
 /// costs room and nothing else.

@@ -1,6 +1,7 @@
 #include "pipeline/held_out_loss.h"
 
 #include <ATen/ops/tensor.h>
+
 namespace coppice {
 
 HeldOutLoss::HeldOutLoss(const TokenWindows& tokens, int first_window, size_t num_models,

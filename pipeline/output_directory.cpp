@@ -120,11 +120,12 @@ void copy_bytes(const at::Tensor& tensor, std::span<std::byte> destination) {
   std::memcpy(destination.data(), host.const_data_ptr(), destination.size());
 }
 
-/// Whether there is a checkpoint whose index and headers agree.
-bool opens(const fs::path& directory) {
+/// Whether there is a checkpoint whose index and headers agree, and have these tensors.
+bool has_checkpoint(const fs::path& directory, const std::vector<std::string>& names) {
   try {
     const CheckpointReader reader(directory);
-    return true;
+    return std::all_of(names.begin(), names.end(),
+                       [&](const std::string& name) { return reader.has(name); });
   } catch (const IoError&) {
     return false;
   } catch (const CorruptionError&) {
@@ -323,6 +324,12 @@ void OutputDirectory::copy_side_files() const {
   }
 }
 
+std::vector<std::string> OutputDirectory::side_file_names() const {
+  std::vector<std::string> names;
+  for (const fs::path& file : side_files(model_.checkpoint.directory())) names.push_back(file);
+  return names;
+}
+
 uint64_t OutputDirectory::side_bytes() const {
   const fs::path& model = model_.checkpoint.directory();
   uint64_t bytes = 0;
@@ -330,11 +337,9 @@ uint64_t OutputDirectory::side_bytes() const {
   return bytes;
 }
 
-bool OutputDirectory::is_complete(bool has_masks) const {
-  const std::vector<fs::path> beside = side_files(model_.checkpoint.directory());
-  return std::all_of(beside.begin(), beside.end(),
-                     [this](const fs::path& file) { return fs::exists(path_ / file); }) &&
-         opens(path_) && (!has_masks || opens(path_ / "masks"));
+bool OutputDirectory::opens(bool has_masks) const {
+  return has_checkpoint(path_, outer_names()) &&
+         (!has_masks || has_checkpoint(path_ / "masks", {}));
 }
 
 void OutputDirectory::write_index() const {

@@ -78,15 +78,17 @@ class OutputDirectory {
   /// `quantization_config`, and with the keys of biases that were added and the sizes of what was
   /// cut out, and without what it says of single blocks that were.
   void copy_side_files() const;
+  /// What it copies, below either directory.
+  std::vector<std::string> side_file_names() const;
 
   /// Of what copy_side_files() copies.
   uint64_t side_bytes() const;
 
   /// Last: from here on the directory loads.
   void write_index() const;
-  /// Whether the directory still loads: index, every shard with its header, what copy_side_files()
-  /// copies; and its masks, if it has them. Reads headers only.
-  bool is_complete(bool has_masks = false) const;
+  /// Whether there still are index and shards with what lies outside the blocks, and masks if it
+  /// has them. Reads headers only.
+  bool opens(bool has_masks = false) const;
 
  private:
   std::vector<TensorSpec> specs_of(const Architecture& architecture, int block) const;

@@ -174,7 +174,7 @@ bool PruneRun::has_outputs() const {
       if (!state_->has_block(recipe, block)) return false;
     }
   }
-  return has_finished_files(options_, outputs_);
+  return has_finished_files(options_, outputs_, state_->side_files());
 }
 
 // What does not fit is refused before anything is measured, made or read.
@@ -337,6 +337,7 @@ RunResult prune_run(const PruneRunOptions& options) {
   if (refusal) std::rethrow_exception(refusal);
   release_free_memory();
   const uint64_t process_bytes = resident_bytes();  // what trials leave behind is none of it
+  const InterruptGuard guard;                       // trials are there to be continued behind
   const RunResult measured = execute(trials->options);
   const bool is_interrupted =
       measured.outcome == RunOutcome::kInterrupted || InterruptGuard::requested();

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <memory>
@@ -38,6 +39,9 @@ using Clock = std::chrono::steady_clock;
 constexpr int kNumericsVersion = 2;
 
 constexpr double kHeapShare = 1.05;  // of the memory planned; see prune_run.cpp
+
+constexpr const char* kCardFile = "README.md";
+constexpr const char* kReportFile = "coppice_report.json";
 
 constexpr int64_t kMostLines = 50;  // that a log gets of the steps of one run
 
@@ -75,7 +79,8 @@ class RetrainRun {
   void tell(int64_t step_before, size_t evaluations_before);
   json write_blocks();
   json finish();
-  bool has_outputs() const;
+  void write_beside(const json& report) const;
+  bool mend_output() const;
   void remove_scratch();
   json report_head() const;
   double trained_seconds() const { return state_->seconds() + seconds_; }
@@ -263,22 +268,35 @@ json RetrainRun::finish() {
                       {"peak_rss_bytes", peak_rss_bytes()},
                       {"planned_ram_bytes", budget_.ram.bytes()},
                       {"resumed", is_resumed_}};
-  output_.copy_side_files();
-  const fs::path base_card = options_.model / "README.md";
-  write_file(options_.output / "README.md",
-             retrained_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
-  write_file(options_.output / "coppice_report.json", json_text(report, 2) + "\n");
-  write_file(options_.work / "coppice_report.json", json_text(report, 2) + "\n");
+  write_file(options_.work / kReportFile, json_text(report, 2) + "\n");
+  write_beside(report);
   output_.write_index();
-  state_->record_finished();
+  state_->record_finished(output_.side_file_names());
   remove_scratch();
   return report;
 }
 
-// Of a finished run somebody may have removed what it made: then that is made again.
-bool RetrainRun::has_outputs() const {
-  return output_.is_complete() && fs::exists(options_.output / "README.md") &&
-         fs::exists(options_.output / "coppice_report.json");
+// What lies beside the shards.
+void RetrainRun::write_beside(const json& report) const {
+  output_.copy_side_files();
+  const fs::path base_card = options_.model / kCardFile;
+  write_file(options_.output / kCardFile,
+             retrained_card(report, fs::exists(base_card) ? read_file(base_card) : ""));
+  write_file(options_.output / kReportFile, json_text(report, 2) + "\n");
+}
+
+// Of a finished run somebody may have removed what it made: what lies beside the shards is written
+// again. False: shards are missing, which want the training again.
+bool RetrainRun::mend_output() const {
+  const fs::path report = options_.work / kReportFile;
+  if (!output_.opens() || !fs::exists(report)) return false;
+  std::vector<std::string> names = state_->side_files();
+  names.insert(names.end(), {kCardFile, kReportFile});
+  const bool is_whole = std::all_of(names.begin(), names.end(), [this](const std::string& name) {
+    return fs::exists(options_.output / name);
+  });
+  if (!is_whole) write_beside(json::parse(read_file(report)));
+  return true;
 }
 
 void RetrainRun::remove_scratch() {
@@ -296,7 +314,7 @@ RunResult RetrainRun::execute() {
                                           options_.resume, options_.resume_command);
   const InterruptGuard guard;  // from here on there is something to continue
   if (state_->is_finished()) {
-    if (has_outputs()) {
+    if (mend_output()) {
       remove_scratch();
       return {RunOutcome::kAlreadyFinished, {}};
     }

@@ -70,6 +70,7 @@ RetrainState::RetrainState(fs::path work_directory, const fs::path& output,
       if (is_whole(path_of(payload), payload.at("file"))) saved_ = payload;
     } else if (record.type == "done" || record.type == "reopened") {
       is_finished_ = record.type == "done";
+      side_files_ = payload.value("side_files", std::vector<std::string>());
     }
   }
   remove_others();
@@ -104,8 +105,9 @@ void RetrainState::save(const Retrainer& trainer, double seconds) {
   saved_ = std::move(record);
 }
 
-void RetrainState::record_finished() {
-  journal_->append({"done", 1, "{}"});
+void RetrainState::record_finished(const std::vector<std::string>& side_files) {
+  journal_->append({"done", 1, json_text({{"side_files", side_files}})});
+  side_files_ = side_files;
   is_finished_ = true;
   remove_saved();
 }

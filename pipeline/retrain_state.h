@@ -24,6 +24,8 @@ class RetrainState {
                const Fingerprint& fingerprint, Resume resume, const std::string& resume_command);
 
   bool is_finished() const { return is_finished_; }
+  /// What record_finished() was given.
+  const std::vector<std::string>& side_files() const { return side_files_; }
   /// Whether an earlier process may have written to this output directory.
   bool is_output_begun() const { return is_output_begun_; }
   /// Whether an earlier process saved something.
@@ -38,8 +40,8 @@ class RetrainState {
   /// device's thread. Throws IoError.
   void save(const Retrainer& trainer, double seconds);
 
-  /// Removes what was saved, too.
-  void record_finished();
+  /// Removes what was saved, too. side_files   copied into the output, below it
+  void record_finished(const std::vector<std::string>& side_files);
   /// A finished run makes again what somebody removed: until then it is not finished.
   void record_reopened();
   /// Of no use once the run is finished.
@@ -53,6 +55,7 @@ class RetrainState {
   std::unique_ptr<RunJournal> journal_;
   std::optional<nlohmann::json> saved_;  // the record that counts
   int64_t number_ = 0;                   // of the latest file
+  std::vector<std::string> side_files_;
   bool is_finished_ = false;
   bool is_output_begun_ = false;
 };

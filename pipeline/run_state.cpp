@@ -158,6 +158,7 @@ void RunState::take(const std::string& type, const json& payload, const Fingerpr
     has_unit_scores_ = is_whole_in(work_directory_, payload.at("file"));
   } else if (type == "done" || type == "reopened") {
     is_finished_ = type == "done";
+    side_files_ = payload.value("side_files", std::vector<std::string>());
   }
 }
 
@@ -217,9 +218,10 @@ void RunState::record_reopened() {
   is_finished_ = false;
 }
 
-void RunState::record_finished() {
-  append("done", json::object());
+void RunState::record_finished(const std::vector<std::string>& side_files) {
+  append("done", {{"side_files", side_files}});
   std::lock_guard lock(mutex_);
+  side_files_ = side_files;
   is_finished_ = true;
 }
 

@@ -50,6 +50,8 @@ class RunState {
 
   bool is_resumed() const { return is_resumed_; }
   bool is_finished() const { return is_finished_; }
+  /// What record_finished() was given.
+  const std::vector<std::string>& side_files() const { return side_files_; }
   bool has_outer(size_t recipe) const { return outer_.contains(recipe); }
   bool has_block(size_t recipe, int block) const {
     const std::lock_guard lock(mutex_);
@@ -83,7 +85,8 @@ class RunState {
   void record_held_out(int half, const FileRecord& file);
   void record_judged(const nlohmann::json& losses);
   void record_unit_scores(const FileRecord& file);
-  void record_finished();
+  /// side_files   copied into every output, below it
+  void record_finished(const std::vector<std::string>& side_files);
   /// A finished run makes again what somebody removed: until then it is not finished.
   void record_reopened();
 
@@ -103,6 +106,7 @@ class RunState {
   std::set<Boundary> boundaries_;
   std::set<int> held_out_;  // half-blocks
   std::set<size_t> outer_;  // recipes
+  std::vector<std::string> side_files_;
   bool has_unit_scores_ = false;
   bool is_finished_ = false;
   bool is_resumed_ = false;

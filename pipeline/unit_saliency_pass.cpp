@@ -32,7 +32,6 @@ std::optional<NamedTensors> score_units(PassContext& context) {
   const TokenWindows& tokens = context.tokens;
   const Device& device = context.machine.device();
   const TraceSlice slice(context.trace, Track::kCompute, "unit scores");
-  const InterruptGuard guard;
   context.progress.expect(1);
   context.progress.now("scoring units: reading the model");
   const ResidentModel model = read_model(context.model, device);

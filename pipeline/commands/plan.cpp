@@ -4,8 +4,7 @@
 
 #include "pipeline/commands/command.h"
 #include "pipeline/commands/run_arguments.h"
-#include "pipeline/errors.h"  // BudgetError
-#include "pipeline/heap.h"    // release_free_memory
+#include "pipeline/heap.h"  // release_free_memory
 #include "pipeline/plan/plan_inputs.h"
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/run_checks.h"

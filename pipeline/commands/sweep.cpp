@@ -15,13 +15,17 @@ using nlohmann::json;
 
 void print_summary(const PruneRunOptions& options, const json& report) {
   const json& totals = report.at("totals");
-  const std::filesystem::path best = options.output / report.at("best").get<std::string>();
   fmt::print("\n{}\nDone: {} recipes in {}, {} at the peak{}\n  table      {}\n",
              sweep_text(report), options.recipes.size(),
              human_seconds(totals.at("wall_seconds").get<double>()),
              human_bytes(totals.at("peak_rss_bytes").get<double>()),
              totals.at("resumed").get<bool>() ? ", continued from an earlier one" : "",
              (options.output / "sweep.csv").string());
+  if (report.at("best").is_null()) {
+    fmt::print("  best       none: every model overflows on the held-out windows\n");
+    return;
+  }
+  const std::filesystem::path best = options.output / report.at("best").get<std::string>();
   if (options.sweep->writes_checkpoints) {
     fmt::print("  best       {}\n  next       coppice eval {} --text FILE\n", best.string(),
                best.string());

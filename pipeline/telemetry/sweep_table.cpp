@@ -87,14 +87,14 @@ json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRo
   json table = {{"metric", judged.at("metric")},
                 {"dense", judged.at("dense")},
                 {"keys", keys},
-                {"best", rows[best].name},
+                {"best", losses[best].is_null() ? json() : json(rows[best].name)},
                 {"rows", json::array()}};
   for (size_t i = 0; i < rows.size(); ++i) {
     json row = rows[i].sums;
     row["name"] = rows[i].name;
     row["varied"] = rows[i].varied;
     row["held_out_loss"] = losses[i];
-    row["best"] = i == best;
+    row["best"] = i == best && !losses[i].is_null();
     table["rows"].push_back(std::move(row));
   }
   return table;

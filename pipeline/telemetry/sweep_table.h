@@ -21,9 +21,10 @@ struct SweepRow {
 /// `rows` by recipe: {name, varied, sparsity, held_out_loss, held_out_pruned,
 /// held_out_reconstructed, held_out_ratio, seconds, best}. `judged` as PrunePass records it. The
 /// loss is of the whole model on the held-out windows, and alone decides which is best (of equal
-/// ones the first); null of a model that overflows on them, which is worse than any other. Pruned
-/// and reconstructed are sums of the windows' own held-out losses, null where nothing was
-/// reconstructed or one overflowed, and comparable only between recipes of one window and loss.
+/// ones the first); null of a model that overflows on them, which is worse than any other, and
+/// never the best. Pruned and reconstructed are sums of the windows' own held-out losses, null
+/// where nothing was reconstructed or one overflowed, and comparable only between recipes of one
+/// window and loss.
 nlohmann::json sweep_table(const std::vector<std::string>& keys, const std::vector<SweepRow>& rows,
                            const nlohmann::json& judged);
 

@@ -57,14 +57,16 @@ double microseconds(Trace::Clock::duration time) {
 json of_this_process(uint64_t id) { return {{"local", fmt::format("{:#x}", id)}}; }
 
 void require_can_be_made(const std::filesystem::path& path) {
-  if (std::filesystem::is_directory(path) || !path.has_filename()) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored) || !path.has_filename()) {
     throw IoError("create trace", path.string(), EISDIR);
   }
+  if (::access(path.c_str(), W_OK) == 0) return;
+  if (errno != ENOENT) throw IoError("create trace", path.string(), errno);
   const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
-  const bool can_be_made = std::filesystem::exists(path)
-                               ? ::access(path.c_str(), W_OK) == 0
-                               : ::access(parent.c_str(), W_OK | X_OK) == 0;
-  if (!can_be_made) throw IoError("create trace", path.string(), errno);
+  if (::access(parent.c_str(), W_OK | X_OK) != 0) {
+    throw IoError("create trace", path.string(), errno);
+  }
 }
 
 }  // namespace

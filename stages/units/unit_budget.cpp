@@ -12,6 +12,8 @@
 namespace coppice {
 namespace {
 
+constexpr double kOverflow = 1e200;  // in its place a number: among equals the next step costs more
+
 double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
@@ -60,6 +62,7 @@ std::vector<int64_t> steps_by_loss(const std::vector<UnitGroup>& groups,
   std::copy_if(increases.begin(), increases.end(), std::back_inserter(known),
                [](double loss) { return std::isfinite(loss); });
   const double mean = known.empty() ? 0 : mean_of(known);
+  for (double& loss : increases) loss = std::min(loss, kOverflow);
   const double least = mean > 0 ? kLeastLoss * mean : 1;
   return take_cheapest(groups, share, [&](size_t group, int64_t step) {
     const auto steps = static_cast<double>(groups[group].steps());

@@ -136,6 +136,9 @@ class Night(ProgramTest):
                 self.assertTrue(not same or path.read_bytes() == data, path)
         said = self.coppice(*self.arguments("out", resume=True, **keys)).stderr
         self.assertIn("finished already", said)
+        (self.dir / "out.work" / "coppice_report.json").unlink()
+        said = self.coppice(*self.arguments("out", resume=True, **keys)).stderr
+        self.assertTrue((self.dir / "out.work" / "coppice_report.json").exists())
 
     def test_a_repair_that_was_killed_is_continued(self):
         self.coppice(*self.arguments("out"))

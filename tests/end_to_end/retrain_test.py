@@ -203,6 +203,11 @@ class RetrainResume(RetrainTest):
         said = self.coppice(*self.arguments(pruned, "out", resume=True)).stderr
         self.assertIn("finished already", said)
         golden = shards(self.dir / "out")
+        (pruned / "eval.json").write_text("{}")  # of a later evaluation
+        (self.dir / "out" / "config.json").unlink()
+        said = self.coppice(*self.arguments(pruned, "out", resume=True)).stderr
+        self.assertIn("finished already", said)
+        self.assertTrue((self.dir / "out" / "config.json").exists())
         next((self.dir / "out").glob("model-*")).unlink()
         self.coppice(*self.arguments(pruned, "out", resume=True))
         self.assertEqual(shards(self.dir / "out"), golden)

@@ -95,7 +95,7 @@ TEST_F(RetrainStateTest, FinishedRunKeepsNoTensors) {
     RetrainState state = open(Resume::kNo);
     advance(1);
     state.save(trainer_, 0);
-    state.record_finished();
+    state.record_finished({});
   }
   EXPECT_THAT(files(), SizeIs(0));
   EXPECT_TRUE(open(Resume::kYes).is_finished());

@@ -160,17 +160,17 @@ TEST_F(RunStateTest, DamagedScratchDoesNotCount) {
 TEST_F(RunStateTest, AReopenedRunIsNotFinishedUntilItIsAgain) {
   {
     RunState state = open(Resume::kNo);
-    state.record_finished();
+    state.record_finished({});
     state.record_reopened();
     EXPECT_FALSE(state.is_finished());
   }
   EXPECT_FALSE(open(Resume::kYes).is_finished());
-  open(Resume::kYes).record_finished();
+  open(Resume::kYes).record_finished({});
   EXPECT_TRUE(open(Resume::kYes).is_finished());
 }
 
 TEST_F(RunStateTest, FinishedRunSaysSo) {
-  open(Resume::kNo).record_finished();
+  open(Resume::kNo).record_finished({});
   EXPECT_TRUE(open(Resume::kYes).is_finished());
 }
 

@@ -65,6 +65,11 @@ TEST(SweepTable, WhatOverflowsIsWorseThanAnything) {
   EXPECT_TRUE(overflown.at("rows")[0].at("held_out_loss").is_null());
   EXPECT_THAT(sweep_csv(overflown), HasSubstr("first,0.5,,2,1,0.5,1.5,0\n"));
   EXPECT_THAT(sweep_text(overflown), HasSubstr("overflow"));
+  const json none =
+      sweep_table({}, {{"first", {}, json::array()}},
+                  {{"metric", "next-token loss"}, {"dense", 3.0}, {"losses", {nullptr}}});
+  EXPECT_TRUE(none.at("best").is_null());
+  EXPECT_FALSE(none.at("rows")[0].at("best").get<bool>());
 }
 
 TEST(SweepTable, AWindowThatOverflowedIsToldAsUnknown) {

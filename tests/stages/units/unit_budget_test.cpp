@@ -61,6 +61,7 @@ TEST(UnitBudget, WhatOverflowedGoesLast) {
   const double overflow = std::numeric_limits<double>::infinity();
   EXPECT_THAT(steps_by_loss({group(10), group(10), group(10)}, {overflow, 1, 1}, 0.4),
               ElementsAre(0, 6, 6));
+  EXPECT_THAT(steps_by_loss({group(10), group(10)}, {overflow, overflow}, 0.4), ElementsAre(4, 4));
 }
 
 TEST(UnitBudget, TheLastStepStays) {
