@@ -59,6 +59,7 @@ class PruneRun {
   void make_plan(const WorkLeft& left);
   WorkLeft work_left() const;
   bool has_outputs() const;
+  bool nothing_is_left();
   void copy_outer(const WorkLeft& left);
   void limit_heap_to_plan() const;
   bool score_units(PassContext& context);
@@ -177,6 +178,17 @@ bool PruneRun::has_outputs() const {
   return has_finished_files(options_, outputs_, state_->side_files());
 }
 
+// False: the run is open, if need be again.
+bool PruneRun::nothing_is_left() {
+  if (!state_->is_finished()) return false;
+  if (!has_outputs()) {
+    state_->record_reopened();
+    return false;
+  }
+  remove_scratch(options_.work);  // of a process that was killed behind its last record
+  return true;
+}
+
 // What does not fit is refused before anything is measured, made or read.
 void PruneRun::make_plan(const WorkLeft& left) {
   plan_inputs_.emplace(plan_inputs(model_, options_.job(), planner_, tokens_.count(), machine_,
@@ -241,13 +253,7 @@ RunResult PruneRun::execute() {
   state_ = std::make_unique<RunState>(options_.work, directories, fingerprint(), options_.resume,
                                       options_.resume_command);
   const InterruptGuard guard;  // from here on there is something to continue
-  if (state_->is_finished()) {
-    if (has_outputs()) {
-      remove_scratch(options_.work);
-      return {RunOutcome::kAlreadyFinished, {}};
-    }
-    state_->record_reopened();
-  }
+  if (nothing_is_left()) return {RunOutcome::kAlreadyFinished, {}};
   make_directories(options_.output);
   const UniqueFd lock =
       lock_output(options_.output, {options_.work, options_.trace}, state_->is_resumed());
@@ -332,8 +338,9 @@ std::exception_ptr refusal_of(const PruneRunOptions& options) {
 RunResult prune_run(const PruneRunOptions& options) {
   const std::optional<UnitTrialsRun> trials = unit_trials_run(options);
   if (!trials) return execute(options);
-  // What comes behind hours of trials is refused before them.
-  const std::exception_ptr refusal = with_trials(refusal_of(trials->options), refusal_of(options));
+  // What comes behind hours of trials is refused before them, and before they make anything.
+  const std::exception_ptr of_run = refusal_of(options);
+  const std::exception_ptr refusal = with_trials(refusal_of(trials->options), of_run);
   if (refusal) std::rethrow_exception(refusal);
   release_free_memory();
   const uint64_t process_bytes = resident_bytes();  // what trials leave behind is none of it
